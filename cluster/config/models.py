@@ -1,0 +1,280 @@
+"""The configuration as types: what may stand in configs/*.yaml, and nothing else. Reads no file, no environment."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+
+__all__ = [
+    "AnalysisConfig",
+    "AuthConfig",
+    "AutoscalingConfig",
+    "BatchingConfig",
+    "BreakerConfig",
+    "ClusterConfig",
+    "Config",
+    "ImageConfig",
+    "LimitsConfig",
+    "ModelConfig",
+    "QueueConfig",
+    "ReleaseConfig",
+    "Resources",
+    "RetryConfig",
+    "RouteConfig",
+    "RouterConfig",
+    "RuleConfig",
+    "SecretRef",
+    "Signature",
+    "StateConfig",
+    "StorageConfig",
+    "TensorSpec",
+    "VersionConfig",
+    "WebhooksConfig",
+    "WorkflowsConfig",
+]
+
+Name = Annotated[str, Field(pattern=r"^[a-zA-Z][a-zA-Z0-9_]{0,62}$")]
+"""A model's, route's or workflow's name: it becomes part of application names and metric labels."""
+SemVer = Annotated[str, Field(pattern=r"^\d+\.\d+\.\d+$")]
+
+
+class Strict(BaseModel):
+    """Frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class SecretRef(Strict):
+    """A secret by the name of the variable that holds it. The value is looked up where it is used and never stored."""
+
+    variable: str
+    default: SecretStr | None = None
+
+
+class TensorSpec(Strict):
+    """One named input or output. `shape` is per item, without the batch dimension; -1 is a free dimension."""
+
+    datatype: Literal[
+        "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64",
+        "FP16", "FP32", "FP64", "BYTES", "JSON",
+    ]  # fmt: skip
+    shape: tuple[int, ...] = ()
+    optional: bool = False
+
+
+class Signature(Strict):
+    """The interface of a model: Open Inference Protocol names, types and per-item shapes."""
+
+    inputs: dict[str, TensorSpec]
+    outputs: dict[str, TensorSpec]
+
+
+class Resources(Strict):
+    cpus: float = Field(default=1.0, ge=0)
+    gpus: float = Field(default=0.0, ge=0)
+    vram_gb: float | None = Field(default=None, gt=0)
+    memory: int | None = Field(default=None, gt=0, description="bytes; '2GiB' is accepted")
+    accelerator: str | None = None
+    labels: dict[str, str] = Field(default_factory=dict)
+
+
+class AutoscalingConfig(Strict):
+    min_replicas: int = Field(default=0, ge=0)
+    max_replicas: int = Field(default=1, ge=1)
+    target_ongoing_requests: float = Field(default=8, gt=0)
+    idle_s: float = Field(default=300, gt=0)
+
+
+class BatchingConfig(Strict):
+    max_batch_size: int = Field(default=1, ge=1)
+    max_queue_delay_ms: float = Field(default=2.0, ge=0)
+    priority_levels: int = Field(default=3, ge=1)
+    queue: int = Field(default=1024, ge=1, description="items that may wait before callers are told to come later")
+
+
+class RetryConfig(Strict):
+    max_attempts: int = Field(default=2, ge=1)
+    budget: float = Field(default=0.2, ge=0, le=1, description="retries as a share of requests, at most")
+
+
+class BreakerConfig(Strict):
+    """Envoy's outlier-detection terms."""
+
+    enabled: bool = True
+    consecutive_failures: int = Field(default=5, ge=1)
+    failure_rate: float = Field(default=0.5, gt=0, le=1)
+    min_requests: int = Field(default=20, ge=1)
+    interval_s: float = Field(default=10, gt=0)
+    base_ejection_s: float = Field(default=30, gt=0)
+    max_ejection_percent: float = Field(default=100, ge=0, le=100)
+    half_open_requests: int = Field(default=3, ge=1)
+
+
+class AnalysisConfig(Strict):
+    """How a candidate is compared with the concurrent stable. Margins are the worsening that is still acceptable."""
+
+    error_rate: float = Field(default=0.01, ge=0, le=1, description="absolute worsening allowed")
+    latency_p95: float = Field(default=1.2, gt=0, description="candidate / stable allowed")
+    feedback: float | None = Field(default=None, ge=0, le=1, description="absolute drop of the mean allowed")
+    min_samples: int = Field(default=50, ge=1)
+    confidence: float = Field(default=0.95, gt=0.5, lt=1)
+
+
+class ReleaseConfig(Strict):
+    strategy: Literal["canary", "ab", "all_at_once"] = "canary"
+    steps: tuple[float, ...] = (5, 25, 50, 100)
+    step_duration: float = Field(default=300, ge=0, description="seconds; '5m' is accepted")
+    analysis: AnalysisConfig = AnalysisConfig()
+    guard: dict[str, float] = Field(default_factory=lambda: {"error_rate": 0.2})
+
+
+class VersionConfig(Strict):
+    """One version of a model. `config` goes to the provider's class as keyword arguments."""
+
+    provider: Literal["torch", "python", "openai_compatible", "onnx"]
+    model_class: str | None = Field(default=None, alias="class", description="module:Class, importable on the cluster")
+    artifact: str | None = Field(default=None, description="fsspec URL of the weights, or package:NAME")
+    sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    config: dict[str, Any] = Field(default_factory=dict)
+    endpoint: str | None = None
+    api_key: SecretRef | SecretStr | None = None
+    upstream_model: str | None = Field(default=None, description="the model's name at the endpoint")
+    signature: Signature | None = None
+    resources: Resources = Resources()
+    replicas: int = Field(default=1, ge=0)
+    autoscaling: AutoscalingConfig | None = None
+    batching: BatchingConfig = BatchingConfig()
+    precision: Literal["fp32", "fp16", "bf16", "int8"] = "fp32"
+    seed: int | None = None
+    warmup: list[dict[str, Any]] = Field(default_factory=list)
+    golden: list[dict[str, Any]] = Field(default_factory=list, description="requests and what their answers must hold")
+    timeout_s: float = Field(default=60, gt=0)
+    cpu_threads: int | None = Field(default=None, ge=1)
+    cost_per_request: float = Field(default=0, ge=0)
+
+
+class ModelConfig(Strict):
+    """A logical model. The shorthand (provider at this level) is turned into `versions: {1.0.0: …}` by the loader."""
+
+    task: Literal["chat", "embedding", "generic"] = "generic"
+    description: str = ""
+    signature: Signature | None = None
+    versions: dict[SemVer, VersionConfig]
+    traffic: dict[SemVer, float] = Field(default_factory=dict, description="weights; empty: all to the newest version")
+    sticky: str | None = Field(default=None, description="header whose value keeps a caller on one version")
+    mirror: dict[SemVer, float] = Field(default_factory=dict)
+    fallback: tuple[str, ...] = ()
+    retry: RetryConfig = RetryConfig()
+    breaker: BreakerConfig = BreakerConfig()
+    release: ReleaseConfig = ReleaseConfig()
+    hedge_after_ms: float | None = None
+
+
+class RuleConfig(Strict):
+    """One branch of a route. Exactly one condition, and exactly one of `model` and `rules` (a nested tree)."""
+
+    name: str | None = None
+    keyword: str | tuple[str, ...] | None = None
+    regex: str | None = None
+    cel: str | None = None
+    similar_to: tuple[str, ...] | None = None
+    threshold: float = Field(default=0.5, ge=-1, le=1)
+    model: str | None = None
+    version: str | None = None
+    rules: tuple[RuleConfig, ...] = ()
+
+
+class RouteConfig(Strict):
+    """A virtual model: callers address it like a model; the first rule that holds chooses."""
+
+    description: str = ""
+    rules: tuple[RuleConfig, ...] = ()
+    python: str | None = Field(default=None, description="module:function(question) -> model name")
+    adaptive: dict[str, Any] | None = None
+    default: str | None = None
+
+
+class ClusterConfig(Strict):
+    address: str | None = Field(default=None, description="an existing Ray cluster; None: headrace starts one")
+    num_cpus: float | None = None
+    num_gpus: float | None = None
+    object_store_mb: int = 512
+    state_dir: str = "./.headrace"
+
+
+class RouterConfig(Strict):
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+    replicas: int = Field(default=1, ge=1)
+    cpus: float = 0.5
+    max_body_mb: float = 32
+    timeout_s: float = 60
+
+
+class StorageConfig(Strict):
+    url: str = "file://./.headrace/bucket"
+    endpoint_url: str | None = None
+    region: str | None = None
+    path_style: bool = True
+    access_key: SecretRef | SecretStr | None = None
+    secret_key: SecretRef | SecretStr | None = None
+
+
+class StateConfig(Strict):
+    shards: int = Field(default=1, ge=1, le=64)
+    blob_threshold_kb: int = Field(default=64, ge=1)
+    snapshot_every: int = Field(default=2000, ge=10, description="segments between two snapshots")
+
+
+class AuthConfig(Strict):
+    enabled: bool = True
+
+
+class ImageConfig(Strict):
+    """What an `image:` of a workflow step means here. Exactly one field."""
+
+    container: str | None = None
+    callable: str | None = None
+    local: bool | None = Field(default=None, description="run the step's script in the workers' own environment")
+
+
+class QueueConfig(Strict):
+    concurrency: int = Field(ge=1)
+
+
+class WebhooksConfig(Strict):
+    secret: SecretRef | SecretStr | None = None
+    allow: tuple[str, ...] = ()
+
+
+class WorkflowsConfig(Strict):
+    dir: str = "workflows"
+
+
+class LimitsConfig(Strict):
+    max_parallel_steps: int = Field(default=256, ge=1)
+    max_foreach_items: int = 10_000
+    max_queued_runs: int = 100_000
+    max_nesting: int = 8
+    max_log_kb: int = 1024
+    max_output_mb: int = 256
+
+
+class Config(Strict):
+    """One environment, after merging base.yaml, <environment>.yaml, HEADRACE__… variables and flags."""
+
+    environment: Literal["dev", "staging", "prod"] = "dev"
+    cluster: ClusterConfig = ClusterConfig()
+    router: RouterConfig = RouterConfig()
+    storage: StorageConfig = StorageConfig()
+    state: StateConfig = StateConfig()
+    auth: AuthConfig = AuthConfig()
+    models: dict[Name, ModelConfig] = Field(default_factory=dict)
+    routes: dict[Name, RouteConfig] = Field(default_factory=dict)
+    images: dict[str, ImageConfig] = Field(default_factory=dict)
+    workflows: WorkflowsConfig = WorkflowsConfig()
+    queues: dict[str, QueueConfig] = Field(default_factory=dict)
+    webhooks: WebhooksConfig = WebhooksConfig()
+    outbound_allow: tuple[str, ...] = ()
+    limits: LimitsConfig = LimitsConfig()

@@ -1,0 +1,65 @@
+"""What travels between a router and a host: requests and results of one model version. No Ray, no HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from cluster.errors import HeadraceError
+
+__all__ = ["HostPort", "InferRequest", "InferResult", "StreamChunk"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InferRequest:
+    """One caller's request: `rows` items for one model version.
+
+    `inputs` maps an input's name to its column: a list of `rows` values, or a numpy array of shape [rows, *dims].
+    `parameters` apply to every row (`max_tokens`, `temperature`, `seed`, …).
+    `deadline_s` is wall time in seconds since the epoch after which nobody waits for the answer; None: no deadline.
+    `priority`: 0 is the most urgent level; None: the host's default level.
+    """
+
+    id: str
+    inputs: Mapping[str, Any]
+    rows: int = 1
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    deadline_s: float | None = None
+    priority: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InferResult:
+    """The answer to one `InferRequest`: either `outputs` (columns, as in the request) or `error`.
+
+    `usage` sums over the rows (`prompt_tokens`, `completion_tokens`) where the model counts tokens.
+    """
+
+    outputs: Mapping[str, Any] | None = None
+    error: HeadraceError | None = None
+    usage: Mapping[str, int] | None = None
+    queue_s: float = 0.0
+    compute_s: float = 0.0
+    batch_size: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamChunk:
+    """One piece of a streamed answer: `text` to append; the last one carries `finish_reason` and `usage`."""
+
+    text: str = ""
+    finish_reason: str | None = None
+    usage: Mapping[str, int] | None = None
+    error: HeadraceError | None = None
+
+
+class HostPort(Protocol):
+    """A host as its callers see it: a Serve handle in production, a fake in unit tests."""
+
+    async def infer(self, requests: Sequence[InferRequest]) -> list[InferResult]:
+        """Answers in the order of the requests. Errors of single requests are in their results; raising means that
+        the host as a whole could not be reached."""
+        ...
+
+    def stream(self, request: InferRequest) -> AsyncIterator[StreamChunk]: ...
