@@ -1,0 +1,316 @@
+"""Starts, finds and stops the local Ray cluster that `headrace up` keeps. Knows nothing of models or workflows.
+
+Every process of a cluster inherits the variable `HEADRACE_CLUSTER`, so that stopping it takes exactly its own
+processes: several clusters can live on one machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from cluster.errors import Unavailable
+
+__all__ = ["LocalCluster", "connect", "driver_flags", "find_local", "serve_flags", "start_local", "stop_local"]
+
+_MARK = "HEADRACE_CLUSTER"
+_FILE = "cluster.json"
+_START_TIMEOUT_S = 90.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalCluster:
+    """A running local cluster. `address` is for `ray.init`, `dashboard` for `ray job submit`."""
+
+    mark: str
+    pid: int
+    address: str
+    dashboard: str
+    http_url: str
+    session_dir: str
+    token_path: str
+
+
+def serve_flags() -> dict[str, str]:
+    """Serve's fast path: HAProxy with direct ingress. Must be set before any Ray process starts."""
+    return {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
+
+
+def driver_flags() -> dict[str, str]:
+    """What a process that uses a DeploymentHandle from outside the cluster's workers must set for itself."""
+    return {**serve_flags(), "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "1"}
+
+
+def start_local(
+    *,
+    state_dir: Path,
+    num_cpus: float | None = None,
+    num_gpus: float | None = None,
+    object_store_mb: int = 512,
+    http_host: str = "127.0.0.1",
+    http_port: int = 8000,
+    python_path: tuple[str, ...] = (),
+    env: Mapping[str, str] | None = None,
+) -> LocalCluster:
+    """Start a head node in the background and wait until it answers. `http_port` 0 takes a free one.
+
+    `env` goes to every Ray process on top of this process's own environment. Raises `Unavailable` with the end of
+    Ray's own output when it does not come up, or when the HTTP port is taken.
+    """
+    state_dir.mkdir(parents=True, exist_ok=True)
+    running = find_local(state_dir)
+    if running is not None:
+        return running
+    if http_port == 0:
+        http_port = _free_ports(1)[0]
+    else:
+        _refuse_taken_port(http_host, http_port)
+    gcs, dashboard, client, metrics, stats, fallback, ingress = _free_ports(7)
+    mark = secrets.token_hex(8)
+    # Ray puts Unix sockets below this folder, and their paths are limited to 107 bytes: a short one is needed.
+    temp_dir = tempfile.mkdtemp(prefix="headrace-")
+    token_path = _token_path()
+    variables = {
+        **os.environ,
+        **serve_flags(),
+        "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "token"),
+        "RAY_AUTH_TOKEN_PATH": str(token_path),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(ingress),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(min(ingress + 1000, 65535)),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{temp_dir}/haproxy/haproxy.cfg",
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{temp_dir}/haproxy/admin.sock",
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": f"{temp_dir}/haproxy/metrics.sock",
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": f"{temp_dir}/haproxy",
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": f"{temp_dir}/haproxy/server-state",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_DEDUP_LOGS": "0",
+        "PYTHONPATH": os.pathsep.join([*python_path, *filter(None, [os.environ.get("PYTHONPATH")])]),
+        _MARK: mark,
+        **(env or {}),
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "ray.scripts.scripts",
+        "start",
+        "--head",
+        "--block",
+        f"--port={gcs}",
+        "--dashboard-host=127.0.0.1",
+        f"--dashboard-port={dashboard}",
+        f"--ray-client-server-port={client}",
+        f"--temp-dir={temp_dir}",
+        f"--object-store-memory={object_store_mb * 1024 * 1024}",
+        "--disable-usage-stats",
+    ]
+    if num_cpus is not None:
+        command.append(f"--num-cpus={num_cpus:g}")
+    if num_gpus is not None:
+        command.append(f"--num-gpus={num_gpus:g}")
+    log_path = state_dir / "ray.log"
+    pid = _spawn(command, variables, log_path)
+    cluster = LocalCluster(
+        mark=mark,
+        pid=pid,
+        address=f"127.0.0.1:{gcs}",
+        dashboard=f"http://127.0.0.1:{dashboard}",
+        http_url=f"http://{http_host}:{http_port}",
+        session_dir=temp_dir,
+        token_path=str(token_path),
+    )
+    try:
+        _wait_started(pid, log_path)
+    except BaseException:
+        _kill_marked(mark)
+        raise
+    _write_private(state_dir / _FILE, json.dumps(asdict(cluster), indent=2))
+    return cluster
+
+
+def find_local(state_dir: Path) -> LocalCluster | None:
+    """The cluster that this state folder belongs to, if its head process still lives."""
+    try:
+        cluster = LocalCluster(**json.loads((state_dir / _FILE).read_text()))
+    except (FileNotFoundError, json.JSONDecodeError, TypeError):
+        return None
+    return cluster if cluster.pid in _marked(cluster.mark) else None
+
+
+def stop_local(state_dir: Path) -> bool:
+    """End every process of the cluster of this state folder; True if there was one.
+
+    The processes are killed: everything that must outlive them is in the bucket by then, and Ray's own orderly stop
+    takes over twenty seconds.
+    """
+    try:
+        cluster = LocalCluster(**json.loads((state_dir / _FILE).read_text()))
+    except (FileNotFoundError, json.JSONDecodeError, TypeError):
+        return False
+    found = _kill_marked(cluster.mark)
+    (state_dir / _FILE).unlink(missing_ok=True)
+    if found:
+        _remove_tree(cluster.session_dir)
+    return found
+
+
+def connect(cluster: LocalCluster | None = None, *, address: str | None = None, namespace: str = "headrace") -> None:
+    """Make this process a driver of the cluster (idempotent). Sets the flags that a driver needs first."""
+    for name, value in driver_flags().items():
+        os.environ.setdefault(name, value)
+    if cluster is not None:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ["RAY_AUTH_TOKEN_PATH"] = cluster.token_path
+        address = cluster.address
+    import ray
+
+    if not ray.is_initialized():
+        try:
+            ray.init(address=address or "auto", namespace=namespace, log_to_driver=False, logging_level="warning")
+        except (ConnectionError, RuntimeError) as error:
+            raise Unavailable(
+                f"no Ray cluster answers at {address or 'auto'}: {error}; start one: headrace up"
+            ) from None
+
+
+def _spawn(command: list[str], variables: Mapping[str, str], log_path: Path) -> int:
+    """Start a process that outlives this one, in a session of its own, with its output in a file."""
+    with log_path.open("wb") as log, open(os.devnull, "rb") as nothing:
+        return os.posix_spawn(
+            command[0],
+            command,
+            variables,
+            setsid=True,
+            file_actions=[
+                (os.POSIX_SPAWN_DUP2, nothing.fileno(), 0),
+                (os.POSIX_SPAWN_DUP2, log.fileno(), 1),
+                (os.POSIX_SPAWN_DUP2, log.fileno(), 2),
+            ],
+        )
+
+
+def _wait_started(pid: int, log_path: Path) -> None:
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        text = log_path.read_text(errors="replace")
+        if "Ray runtime started" in text:
+            return
+        if os.waitpid(pid, os.WNOHANG)[0] == pid:
+            break
+        time.sleep(0.1)
+    tail = "\n".join(log_path.read_text(errors="replace").splitlines()[-8:])
+    raise Unavailable(f"Ray did not start (see {log_path}):\n{tail}")
+
+
+def _token_path() -> Path:
+    """Where Ray looks for its token by default, made when missing, so that plain `ray job submit` works too."""
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    if not path.exists() or not path.read_text().strip():
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _write_private(path, secrets.token_hex(32))
+    return path
+
+
+def _write_private(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+    temporary.replace(path)
+
+
+def _refuse_taken_port(host: str, port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise Unavailable(
+                f"port {port} on {host} is taken ({error.strerror}); stop what uses it, or set router.port "
+                f"(HEADRACE_ROUTER__PORT={port + 1})"
+            ) from None
+
+
+def _free_ports(count: int) -> list[int]:
+    """Free TCP ports below the range that the kernel hands out to outgoing connections."""
+    low = 20_000
+    found: list[int] = []
+    while len(found) < count:
+        port = low + secrets.randbelow(10_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("0.0.0.0", port))
+            if port not in found:
+                found.append(port)
+    return found
+
+
+def _marked(mark: str) -> set[int]:
+    """The cluster's processes: those whose environment carries the mark, and all that they started.
+
+    Ray's workers write their title over their own environment, so the mark alone does not find them.
+    """
+    needle = f"{_MARK}={mark}".encode()
+    children: dict[int, list[int]] = {}
+    found: set[int] = set()
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        pid = int(entry.name)
+        with contextlib.suppress(OSError):
+            state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
+            if state == "Z":
+                continue
+            children.setdefault(int(parent), []).append(pid)
+            if needle in (entry / "environ").read_bytes().split(b"\0"):
+                found.add(pid)
+    pending = list(found)
+    while pending:
+        for child in children.get(pending.pop(), ()):
+            if child not in found:
+                found.add(child)
+                pending.append(child)
+    return found
+
+
+def _kill_marked(mark: str) -> bool:
+    """Kill until none is left: a raylet that is going down may still start a worker."""
+    seen: set[int] = set()
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        alive = _marked(mark) | {pid for pid in seen if _alive(pid)}
+        if not alive:
+            return bool(seen)
+        seen |= alive
+        for pid in alive:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for pid in alive:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
+        time.sleep(0.05)
+    raise Unavailable(f"processes of the cluster do not end: {sorted(_marked(mark))}")
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def _remove_tree(path: str) -> None:
+    import shutil
+
+    shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,32 @@
+"""One local Ray cluster for the whole session: starting one takes seconds, and everything here can share it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster.ray_runtime import LocalCluster, connect, start_local, stop_local
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
+    """A running cluster with Serve's fast flags, this process connected to it as a driver."""
+    state_dir = tmp_path_factory.mktemp("cluster")
+    cluster = start_local(
+        state_dir=state_dir, num_cpus=16, object_store_mb=256, http_port=0, python_path=(str(REPOSITORY),)
+    )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Ray's own deprecation warnings at import and connect
+            connect(cluster)
+        yield cluster
+    finally:
+        import ray
+
+        ray.shutdown()
+        stop_local(state_dir)
