@@ -1,0 +1,18 @@
+"""Metric names keep Prometheus' conventions, since dashboards and alert rules are written against them."""
+
+from __future__ import annotations
+
+import re
+
+from cluster.metrics import ALL, Kind
+
+
+def test_names_are_unique_and_follow_the_conventions() -> None:
+    """Counters end in _total, histograms of time in _seconds, and no two metrics share a name."""
+    assert len({metric.name for metric in ALL}) == len(ALL)
+    for metric in ALL:
+        assert re.fullmatch(r"headrace_[a-z_]+", metric.name)
+        assert (metric.kind is Kind.COUNTER) == metric.name.endswith("_total")
+        assert (metric.kind is Kind.HISTOGRAM) == bool(metric.buckets)
+        assert list(metric.buckets) == sorted(metric.buckets)
+        assert metric.exported == f"ray_{metric.name}"
