@@ -1,0 +1,169 @@
+"""Sending webhooks: the Standard Webhooks signature, one HTTP try per call, and what its answer was.
+
+https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md. When to try again is the
+outbox's word (`outbox.py`); this module keeps no state.
+"""
+
+from __future__ import annotations
+
+import base64
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, Protocol
+
+import aiohttp
+import orjson
+from aiohttp.abc import AbstractResolver, ResolveResult
+from standardwebhooks.webhooks import Webhook
+
+from cluster.errors import Forbidden, HeadraceError, InvalidConfig
+from pipelines.run_store.outbound import OutboundPolicy
+from pipelines.run_store.outbox import Delivery
+
+__all__ = ["AiohttpSender", "HttpSender", "SendResult", "WebhookSigner", "parse_retry_after", "payload"]
+
+TIMEOUT_S = 20.0
+"""Standard Webhooks: 15 to 30 s."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SendResult:
+    """`status` None: no answer came, and `error` says why in one line."""
+
+    status: int | None = None
+    error: str | None = None
+    retry_after_s: float | None = None
+
+
+class HttpSender(Protocol):
+    """Posts one message. Never raises for anything the network or the receiver does."""
+
+    async def post(self, url: str, headers: Mapping[str, str], body: bytes, *, now: float) -> SendResult: ...
+
+    async def close(self) -> None: ...
+
+
+class WebhookSigner:
+    """Makes headers and body of a message. Without a secret messages go unsigned (dev only; the loader warns)."""
+
+    def __init__(self, *, secret: str | None) -> None:
+        self._webhook: Webhook | None = None
+        if secret:
+            try:
+                self._webhook = Webhook(_key(secret))
+            except (ValueError, RuntimeError) as error:
+                raise InvalidConfig("webhooks.secret must be `whsec_` and base64 (as Standard Webhooks has it)") from (
+                    error
+                )
+
+    def message(self, delivery: Delivery, *, now: float) -> tuple[dict[str, str], bytes]:
+        """Headers and body of `delivery` sent at `now` (seconds since the epoch)."""
+        body = orjson.dumps(delivery.payload)
+        headers = {
+            "content-type": "application/json",
+            "user-agent": "headrace-webhooks/1",
+            "webhook-id": delivery.id,
+            "webhook-timestamp": str(int(now)),
+        }
+        if self._webhook is not None:
+            stamp = datetime.fromtimestamp(int(now), tz=UTC)
+            headers["webhook-signature"] = self._webhook.sign(delivery.id, stamp, body.decode())
+        return headers, body
+
+
+def _key(secret: str) -> str:
+    """Accept a secret that is plain text too: it is used as bytes, base64-encoded for the library."""
+    if secret.startswith("whsec_"):
+        return secret
+    return base64.b64encode(secret.encode()).decode()
+
+
+def parse_retry_after(value: str | None, *, now: float) -> float | None:
+    """Seconds to wait from a Retry-After header (RFC 9110 §10.2.3: seconds or a date); None when there is none."""
+    if not value:
+        return None
+    text = value.strip()
+    if text.isdigit():
+        return float(text)
+    try:
+        return max(0.0, parsedate_to_datetime(text).timestamp() - now)
+    except (TypeError, ValueError):
+        return None
+
+
+class _CheckedResolver(AbstractResolver):
+    """Resolves a name and lets the policy see the addresses before a connection is made to any of them."""
+
+    def __init__(self, policy: OutboundPolicy) -> None:
+        self._policy = policy
+        self._inner = aiohttp.ThreadedResolver()
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        results = await self._inner.resolve(host, port, family)
+        self._policy.check_addresses(host, [result["host"] for result in results])
+        return results
+
+    async def close(self) -> None:
+        await self._inner.close()
+
+
+class AiohttpSender:
+    """`HttpSender` over aiohttp. Redirects are not followed: a receiver is where its owner said it is."""
+
+    def __init__(self, *, policy: OutboundPolicy, timeout_s: float = TIMEOUT_S) -> None:
+        self._policy = policy
+        self._timeout_s = timeout_s
+        self._session: aiohttp.ClientSession | None = None
+
+    async def post(self, url: str, headers: Mapping[str, str], body: bytes, *, now: float) -> SendResult:
+        try:
+            self._policy.check_url(url)
+            async with self._open().post(url, data=body, headers=dict(headers), allow_redirects=False) as response:
+                await response.content.read(1024)
+                return SendResult(
+                    status=response.status,
+                    error=None if response.status < 300 else f"the receiver answered {response.status}",
+                    retry_after_s=parse_retry_after(response.headers.get("retry-after"), now=now),
+                )
+        except HeadraceError as error:
+            return SendResult(error=error.message)
+        except TimeoutError:
+            return SendResult(error=f"no answer within {self._timeout_s:g} s")
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            cause = error.__cause__
+            if isinstance(cause, Forbidden):
+                return SendResult(error=cause.message)
+            return SendResult(error=f"{type(error).__name__}: {error}"[:200])
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    def _open(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            connector = aiohttp.TCPConnector(resolver=_CheckedResolver(self._policy), limit=64, use_dns_cache=False)
+            timeout = aiohttp.ClientTimeout(total=self._timeout_s)
+            self._session = aiohttp.ClientSession(connector=connector, timeout=timeout, trust_env=False)
+        return self._session
+
+
+def payload(view: Mapping[str, Any], *, output_limit: int = 16_384) -> dict[str, Any]:
+    """The message body for a run that ended: what happened, and the output where it is small."""
+    data: dict[str, Any] = {key: view.get(key) for key in ("id", "workflow", "state", "created_at", "finished_at")}
+    if view.get("error") is not None:
+        data["error"] = view["error"]
+    output = view.get("output")
+    if output is not None:
+        encoded = orjson.dumps(output)
+        if len(encoded) <= output_limit:
+            data["output"] = output
+        else:
+            data["output_url"] = f"/runs/{view['id']}/output"
+    stamp = datetime.fromtimestamp(float(view["finished_at"]), tz=UTC).isoformat()
+    return {"type": f"run.{str(view['state']).lower()}", "timestamp": stamp, "data": data}

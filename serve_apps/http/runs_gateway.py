@@ -1,0 +1,190 @@
+"""The port between the HTTP surface and the run stores, and its Ray implementation, which outlives actor restarts.
+
+Values are JSON-like dicts both ways. A run's shard is written in its id; a submit goes to the shard of its
+idempotency key, or to any; lists are merged over the shards.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import random
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from cluster.clock import IdSource, SystemIds
+from cluster.errors import HeadraceError, NotFound, Unavailable
+from cluster.names import NAMESPACE, run_id, run_store_actor, shard_of_key, shard_of_run
+
+__all__ = ["RayRunsGateway", "RunsGateway", "ShardCaller", "ShardedRunsGateway"]
+
+
+class RunsGateway(Protocol):
+    """What the HTTP surface asks of the run stores. Every method raises a `HeadraceError` for what it refuses."""
+
+    async def submit(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Start a run. `{workflow, input, idempotency_key?, caller?, webhook?, priority?, seed?, run_id?}` → run view
+        with `created` (False: the idempotency key was seen before). Returns once the run is durable."""
+        ...
+
+    async def get(self, run_id: str) -> dict[str, Any]: ...
+
+    async def list(self, query: Mapping[str, Any]) -> dict[str, Any]:
+        """`{workflow?, state?, since?, limit, cursor?}` → `{runs: [...], next_cursor}`, newest first."""
+        ...
+
+    async def events(self, run_id: str, after: int, wait_s: float) -> dict[str, Any]:
+        """Events with id > `after`, waiting up to `wait_s` for the first: `{events: [{id, event, data}], done}`."""
+        ...
+
+    async def cancel(self, run_id: str, reason: str | None = None) -> dict[str, Any]: ...
+
+    async def resume(self, run_id: str, request: Mapping[str, Any]) -> dict[str, Any]: ...
+
+    async def signal(self, run_id: str, step_id: str, payload: Any) -> dict[str, Any]: ...
+
+    async def logs(self, run_id: str, step_id: str) -> dict[str, Any]:
+        """`{attempts: [{item, attempt, log: blob reference | None}]}`."""
+        ...
+
+    async def replay_webhook(self, run_id: str) -> dict[str, Any]: ...
+
+    async def register(self, bundle: Mapping[str, Any]) -> dict[str, Any]: ...
+
+    async def workflows(self) -> list[dict[str, Any]]: ...
+
+    async def workflow(self, name: str) -> dict[str, Any]: ...
+
+
+class ShardCaller(Protocol):
+    """Calls one method of one shard's run store."""
+
+    async def __call__(self, shard: int, method: str, args: tuple[Any, ...], *, timeout_s: float) -> Any: ...
+
+
+class ShardedRunsGateway:
+    """`RunsGateway` over any way of calling a shard."""
+
+    def __init__(self, *, call: ShardCaller, shards: int, ids: IdSource | None = None) -> None:
+        self._call = call
+        self._shards = shards
+        self._ids = ids or SystemIds()
+
+    async def submit(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        key = request.get("idempotency_key")
+        if key:
+            shard = shard_of_key(f"{request.get('caller') or ''}:{key}", self._shards)
+        else:
+            shard = random.randrange(self._shards)
+        # The id is chosen here, so that sending the same submit again after a lost answer cannot start a second run.
+        wire = {"run_id": run_id(shard, self._ids.ulid()), **request}
+        return dict(await self._call(shard, "submit", (wire,), timeout_s=30.0))
+
+    async def get(self, run_id: str) -> dict[str, Any]:
+        return dict(await self._owner(run_id, "get"))
+
+    async def list(self, query: Mapping[str, Any]) -> dict[str, Any]:
+        limit = int(query.get("limit") or 50)
+        pages = await asyncio.gather(
+            *(self._call(shard, "list", (dict(query),), timeout_s=30.0) for shard in range(self._shards))
+        )
+        if len(pages) == 1:
+            return dict(pages[0])
+        merged = heapq.merge(*(page["runs"] for page in pages), key=lambda view: _order(view["id"]), reverse=True)
+        runs = [view for view, _ in zip(merged, range(limit), strict=False)]
+        more = sum(len(page["runs"]) for page in pages) > len(runs) or any(page["next_cursor"] for page in pages)
+        return {"runs": runs, "next_cursor": _order(runs[-1]["id"]) if runs and more else None}
+
+    async def events(self, run_id: str, after: int, wait_s: float) -> dict[str, Any]:
+        return dict(await self._owner(run_id, "events", after, wait_s, timeout_s=wait_s + 15.0))
+
+    async def cancel(self, run_id: str, reason: str | None = None) -> dict[str, Any]:
+        return dict(await self._owner(run_id, "cancel", reason))
+
+    async def resume(self, run_id: str, request: Mapping[str, Any]) -> dict[str, Any]:
+        return dict(await self._owner(run_id, "resume", dict(request)))
+
+    async def signal(self, run_id: str, step_id: str, payload: Any) -> dict[str, Any]:
+        return dict(await self._owner(run_id, "signal", step_id, payload))
+
+    async def logs(self, run_id: str, step_id: str) -> dict[str, Any]:
+        return dict(await self._owner(run_id, "logs", step_id))
+
+    async def replay_webhook(self, run_id: str) -> dict[str, Any]:
+        return dict(await self._owner(run_id, "replay_webhook"))
+
+    async def register(self, bundle: Mapping[str, Any]) -> dict[str, Any]:
+        answers = await asyncio.gather(
+            *(self._call(shard, "register", (dict(bundle),), timeout_s=30.0) for shard in range(self._shards))
+        )
+        return dict(answers[0])
+
+    async def workflows(self) -> list[dict[str, Any]]:
+        return list(await self._call(0, "workflows", (), timeout_s=10.0))
+
+    async def workflow(self, name: str) -> dict[str, Any]:
+        return dict(await self._call(0, "workflow", (name,), timeout_s=10.0))
+
+    async def _owner(self, run_id: str, method: str, *args: Any, timeout_s: float = 30.0) -> Any:
+        shard = shard_of_run(run_id)
+        if shard is None:
+            raise NotFound(f"{run_id!r} is not a run id: they look like run-0-01jd3zqv8k9d6w7c5x2m4t8r1f")
+        if shard >= self._shards:
+            raise NotFound(f"no run {run_id}: this cluster has {self._shards} shard(s)")
+        return await self._call(shard, method, (run_id, *args), timeout_s=timeout_s)
+
+
+def _order(identifier: str) -> str:
+    """The time-ordered part of a run id."""
+    return identifier.rsplit("-", 1)[-1]
+
+
+class RayRunsGateway(ShardedRunsGateway):
+    """Calls the detached run-store actors by name. All methods of a run store are safe to repeat, so a call that died
+    with its actor is sent again, for up to `patience_s`, to the one that Ray restarts."""
+
+    def __init__(self, *, shards: int, patience_s: float = 15.0, ids: IdSource | None = None) -> None:
+        super().__init__(call=self._call_actor, shards=shards, ids=ids)
+        self._patience_s = patience_s
+        self._handles: dict[int, Any] = {}
+
+    async def _call_actor(self, shard: int, method: str, args: tuple[Any, ...], *, timeout_s: float) -> Any:
+        import ray
+
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + self._patience_s
+        pause = 0.05
+        while True:
+            try:
+                handle = self._handles.get(shard)
+                if handle is None:
+                    # get_actor is a blocking control-store call: kept off the router's event loop.
+                    handle = await asyncio.to_thread(ray.get_actor, run_store_actor(shard), namespace=NAMESPACE)
+                    self._handles[shard] = handle
+                answer = await asyncio.wait_for(handle.call.remote(method, args), timeout_s)
+                return _open(answer)
+            except (ray.exceptions.RayActorError, ValueError) as error:
+                self._handles.pop(shard, None)
+                if loop.time() + pause > give_up:
+                    raise Unavailable(
+                        f"the run store of shard {shard} is restarting; runs are kept: try again in a moment",
+                        retry_after_s=2,
+                    ) from error
+            except TimeoutError as error:
+                raise Unavailable(
+                    f"the run store of shard {shard} did not answer within {timeout_s:g} s; the call may have "
+                    "happened: ask for the run, or repeat it with the same Idempotency-Key",
+                    retry_after_s=2,
+                ) from error
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 1.0)
+
+
+def _open(answer: Any) -> Any:
+    """A run store answers `("ok", value)` or `("error", HeadraceError)`: raising inside an actor call would wrap it."""
+    kind, value = answer
+    if kind == "error":
+        if isinstance(value, HeadraceError):
+            raise value
+        raise Unavailable(str(value))
+    return value
