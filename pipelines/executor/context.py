@@ -1,0 +1,102 @@
+"""The `context` that a step's `main(input, context)` gets."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pipelines.executor.port import Attempt
+from pipelines.executor.values import Blobs, File, Scratch, media_type_of
+
+__all__ = ["Context"]
+
+
+class _ToCurrentStderr(logging.Handler):
+    """Writes to whatever `sys.stderr` is now, since the capture replaces it for each attempt."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr)
+
+
+_log = logging.getLogger("headrace.step")
+_log.propagate = False
+_log.setLevel(logging.INFO)
+_handler = _ToCurrentStderr()
+_handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+_log.addHandler(_handler)
+
+
+class Context:
+    """Who this attempt is, and what it may use.
+
+    `run_id`, `workflow`, `step_id`, `item` (index in a `foreach`, or None) and `attempt` (from 1) say what runs.
+    `idempotency_key` is the same for all attempts of this step of this run: give it to services that you call, so
+    that an effect happens once. `fence` only grows: give it to a store that can refuse older ones. `seed` is the
+    run's seed for this step, or None. `log` is a standard logger; what it and `print` write is kept with the run.
+    """
+
+    def __init__(
+        self,
+        attempt: Attempt,
+        *,
+        blobs: Blobs,
+        make_file: Callable[[Any], File],
+        scratch: Scratch,
+        client_factory: str,
+    ):
+        self.run_id = attempt.run_id
+        self.workflow = attempt.workflow
+        self.step_id = attempt.step_id
+        self.item = attempt.item
+        self.attempt = attempt.attempt
+        self.fence = attempt.fence
+        self.idempotency_key = attempt.idempotency_key
+        self.seed = attempt.seed
+        self.parameters = dict(attempt.parameters)
+        self.log = _log
+        self._blobs = blobs
+        self._make_file = make_file
+        self._scratch = scratch
+        self._client_factory = client_factory
+        self._client: Any = None
+
+    @property
+    def scratch(self) -> Path:
+        """A folder of this attempt alone, removed when it ends."""
+        return self._scratch()
+
+    def save(self, data: bytes | str | Path, *, name: str | None = None, media_type: str | None = None) -> File:
+        """Stores bytes, text or a local file in the bucket and returns a `File` to put into the result.
+
+        `name` defaults to the path's name; the media type to what the name suggests. Raises `StorageUnavailable`.
+        """
+        if isinstance(data, Path):
+            name = name or data.name
+            content = data.read_bytes()
+        else:
+            content = data.encode() if isinstance(data, str) else bytes(data)
+        name = name or f"{self.step_id}.bin"
+        return self._make_file(
+            self._blobs.put_blocking(content, media_type=media_type or media_type_of(name), name=name)
+        )
+
+    def client(self) -> Any:
+        """A `headrace.Client` over the cluster's own handles: no address and no key needed."""
+        if self._client is None:
+            # By name, since a step may use what lies above this package, but this package may not import it.
+            module, _, factory = self._client_factory.partition(":")
+            target: Any = importlib.import_module(module)
+            for part in factory.split("."):
+                target = getattr(target, part)
+            self._client = target()
+        return self._client
+
+    def close(self) -> None:
+        """Lets go of the client, if one was made."""
+        close = getattr(self._client, "close", None)
+        if callable(close):
+            close()

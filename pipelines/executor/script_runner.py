@@ -1,0 +1,315 @@
+"""Runs one attempt of a python step in this process: load, call, capture, convert. Knows no Ray.
+
+It runs in a worker process, one attempt at a time. Whatever the script does short of killing the process ends as an
+`Outcome`; only `KeyboardInterrupt` from outside (a cancellation) passes through.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import faulthandler
+import importlib
+import importlib.util
+import inspect
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType, ModuleType, TracebackType
+from typing import Any
+
+from cluster.errors import HeadraceError, StorageError
+from pipelines.executor.bundles import BundleCache
+from pipelines.executor.capture import OutputCapture
+from pipelines.executor.context import Context
+from pipelines.executor.errors import ScriptNotFound, StepError, StepExited, StepTimeout
+from pipelines.executor.port import Attempt, Outcome
+from pipelines.executor.values import Blobs, File, pack_output, resolve
+
+__all__ = ["RunnerLimits", "ScriptRunner"]
+
+MAX_TRACEBACK_CHARS = 8_000
+MAX_MESSAGE_CHARS = 2_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunnerLimits:
+    """Bytes of JSON kept in line, of one result, and of one attempt's log; seconds from timeout to being killed."""
+
+    blob_threshold: int = 64 * 1024
+    max_output: int = 256 * 1024 * 1024
+    max_log: int = 1024 * 1024
+    kill_grace_s: float = 5.0
+
+
+class _TimedOut(BaseException):
+    """Raised in the script by the timer. Not an `Exception`, so that `except Exception` does not swallow it."""
+
+
+@dataclass
+class ScriptRunner:
+    """Runs attempts one after another. Loaded scripts stay loaded, as modules do, until another bundle comes."""
+
+    blobs: Blobs
+    limits: RunnerLimits = field(default_factory=RunnerLimits)
+    bundles: BundleCache = field(default_factory=BundleCache)
+    client_factory: str = "headrace:Client.in_cluster"
+    _active: str | None = field(default=None, init=False)
+    _parked: dict[str, dict[str, ModuleType]] = field(default_factory=dict, init=False)
+
+    def run(self, attempt: Attempt, callable_path: str | None = None) -> Outcome:
+        """Runs the attempt's script, or `callable_path` (`module:function`) in its place.
+
+        Raises only `KeyboardInterrupt`.
+        """
+        started = time.monotonic()
+        scratch = _Scratch()
+        capture = OutputCapture(self.limits.max_log)
+        output: Any = None
+        error: HeadraceError | None = None
+        status = "success"
+        try:
+            with _time_limit(attempt.timeout_s, self.limits.kill_grace_s):
+                with capture:
+                    result = self._call(attempt, callable_path, scratch)
+                output = pack_output(
+                    result,
+                    threshold=self.limits.blob_threshold,
+                    limit=self.limits.max_output,
+                    put=lambda data, media, name: self.blobs.put_blocking(data, media_type=media, name=name),
+                    name=attempt.step_id,
+                )
+        except HeadraceError as raised:
+            error, status = raised, "failed"
+        except _TimedOut:
+            status = "timeout"
+            error = StepTimeout(
+                f"step {attempt.step_id} ran longer than its timeout of {attempt.timeout_s:g} s",
+                details={"timeout_s": attempt.timeout_s},
+            )
+        finally:
+            scratch.close()
+        return Outcome(
+            status=status,  # type: ignore[arg-type]
+            output=output,
+            error=None if error is None else error.to_dict(),
+            log=self._keep_log(attempt, capture, error),
+            duration_s=time.monotonic() - started,
+        )
+
+    def _call(self, attempt: Attempt, callable_path: str | None, scratch: _Scratch) -> Any:
+        def make_file(reference: Mapping[str, Any]) -> File:
+            return File(reference, self.blobs.get_blocking, scratch)
+
+        folder: Path | None = None
+        context = Context(
+            attempt, blobs=self.blobs, make_file=make_file, scratch=scratch, client_factory=self.client_factory
+        )
+        try:
+            if callable_path is not None:
+                function, where = _load_callable(callable_path), callable_path
+            else:
+                folder = self._activate(attempt)
+                function, where = self._load_script(attempt, folder)
+            value = resolve(attempt.input, self.blobs.get_blocking, make_file)
+            arguments = (value, context)[: _accepted_arguments(function, where)]
+            result = function(*arguments)
+            if inspect.isawaitable(result):
+                result = asyncio.run(_await(result))
+            return result
+        except (HeadraceError, _TimedOut, KeyboardInterrupt):
+            raise
+        except SystemExit as raised:
+            raise StepExited(
+                f"step {attempt.step_id} called exit({raised.code!r}): return from the function instead",
+                details={"exit_code": raised.code if isinstance(raised.code, int | str | None) else str(raised.code)},
+            ) from None
+        except BaseException as raised:
+            raise _step_error(attempt, raised, folder) from None
+        finally:
+            with contextlib.suppress(Exception):
+                context.close()
+
+    def _activate(self, attempt: Attempt) -> Path:
+        """The bundle's folder, first on `sys.path`; modules of the bundle before it are set aside with it."""
+        if attempt.bundle is None:
+            raise ScriptNotFound(
+                f"step {attempt.step_id} has no script: its workflow was registered without its folder"
+            )
+        folder = self.bundles.folder(attempt.bundle, lambda digest: self.blobs.get_blocking({"$blob": digest}))
+        if self._active == attempt.bundle:
+            return folder
+        if self._active is not None:
+            old = str(self.bundles.root / self._active)
+            with contextlib.suppress(ValueError):
+                sys.path.remove(old)
+            mine = {
+                name: module
+                for name, module in list(sys.modules.items())
+                if str(getattr(module, "__file__", None) or "").startswith(old)
+            }
+            self._parked[self._active] = mine
+            for name in mine:
+                del sys.modules[name]
+        sys.modules.update(self._parked.pop(attempt.bundle, {}))
+        sys.path.insert(0, str(folder))
+        importlib.invalidate_caches()
+        self._active = attempt.bundle
+        return folder
+
+    def _load_script(self, attempt: Attempt, folder: Path) -> tuple[Callable[..., Any], str]:
+        name = attempt.script or f"{attempt.step_id}.py"
+        path = (folder / name).resolve()
+        if not path.is_relative_to(folder.resolve()) or not path.is_file():
+            there = ", ".join(sorted(p.name for p in folder.glob("*.py"))) or "no .py file"
+            raise ScriptNotFound(
+                f"step {attempt.step_id}: no script {name} in the folder of workflow {attempt.workflow} (there: {there})"
+            )
+        module_name = f"headrace_bundle_{folder.name[:16]}_{name.removesuffix('.py').replace('/', '_')}"
+        module = sys.modules.get(module_name)
+        if module is None:
+            spec = importlib.util.spec_from_file_location(module_name, path)
+            if spec is None or spec.loader is None:
+                raise ScriptNotFound(f"step {attempt.step_id}: {name} is not a Python file")
+            module = importlib.util.module_from_spec(spec)
+            sys.modules[module_name] = module
+            try:
+                spec.loader.exec_module(module)
+            except BaseException:
+                sys.modules.pop(module_name, None)
+                raise
+        function = getattr(module, attempt.function, None)
+        if not callable(function):
+            raise ScriptNotFound(f"step {attempt.step_id}: {name} has no function {attempt.function}")
+        return function, name
+
+    def _keep_log(
+        self, attempt: Attempt, capture: OutputCapture, error: HeadraceError | None
+    ) -> Mapping[str, Any] | None:
+        text = capture.text()
+        if error is not None and "traceback" in error.details:
+            text += ("\n" if text and not text.endswith(b"\n") else "").encode() + error.details["traceback"].encode()
+        if not text:
+            return None
+        try:
+            return self.blobs.put_blocking(
+                text, media_type="text/plain", name=f"{attempt.step_id}-{attempt.attempt}.log"
+            )
+        except StorageError:
+            return None  # a log must not fail a step that is done
+
+
+class _Scratch:
+    """The attempt's own folder, made when it is first asked for."""
+
+    def __init__(self) -> None:
+        self._folder: Path | None = None
+
+    def __call__(self) -> Path:
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="headrace-step-"))
+        return self._folder
+
+    def close(self) -> None:
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+async def _await(value: Any) -> Any:
+    return await value
+
+
+def _load_callable(path: str) -> Callable[..., Any]:
+    module, _, name = path.partition(":")
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ScriptNotFound(f"the image's callable {path} cannot be imported here: {error}") from None
+    if not callable(function):
+        raise ScriptNotFound(f"the image's callable {path} is not a function")
+    return function  # type: ignore[no-any-return]
+
+
+def _accepted_arguments(function: Callable[..., Any], where: str) -> int:
+    """How many of (input, context) the function takes. Raises `ScriptNotFound` when it wants something else."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return 1
+    count = required = 0
+    for parameter in parameters:
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            count = 2
+        elif parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+            count += 1
+            required += parameter.default is parameter.empty
+        elif parameter.kind is parameter.KEYWORD_ONLY and parameter.default is parameter.empty:
+            required = 3
+    if required > 2:
+        raise ScriptNotFound(
+            f"{where}: the step's function must take (), (input) or (input, context); this one needs other arguments"
+        )
+    return min(count, 2)
+
+
+def _step_error(attempt: Attempt, error: BaseException, folder: Path | None) -> StepError:
+    tb = error.__traceback__
+    own = None if folder is None else str(folder)
+    found: TracebackType | None = tb
+    while found is not None and own is not None and not found.tb_frame.f_code.co_filename.startswith(own):
+        found = found.tb_next
+    start = found or tb
+    last = start
+    line: int | None = None
+    while last is not None:
+        if own is None or last.tb_frame.f_code.co_filename.startswith(own):
+            line = last.tb_lineno
+        last = last.tb_next
+    text = "".join(traceback.format_exception(type(error), error, start, limit=30))
+    if own is not None:
+        text = text.replace(own + "/", "")
+    if len(text) > MAX_TRACEBACK_CHARS:
+        text = text[: MAX_TRACEBACK_CHARS // 2] + "\n…\n" + text[-MAX_TRACEBACK_CHARS // 2 :]
+    script = attempt.script or f"{attempt.step_id}.py"
+    message = str(error)[:MAX_MESSAGE_CHARS]
+    kind = type(error).__name__
+    return StepError(
+        f"{kind}: {message}" if message else kind,
+        details={"type": kind, "script": script, "line": line, "traceback": text},
+    )
+
+
+@contextlib.contextmanager
+def _time_limit(timeout_s: float | None, grace_s: float) -> Iterator[None]:
+    """Raises `_TimedOut` in the block after `timeout_s`; kills the process `grace_s` later if it still runs.
+
+    The first is a signal, which reaches Python code and most system calls; the second is a C thread of faulthandler,
+    which needs no interpreter lock, so it also ends code that holds it.
+    """
+    if timeout_s is None:
+        yield
+        return
+    in_main = threading.current_thread() is threading.main_thread()
+    faulthandler.dump_traceback_later(timeout_s + grace_s, exit=True, file=sys.__stderr__ or sys.stderr)
+    previous: Any = None
+    if in_main:
+        previous = signal.signal(signal.SIGALRM, _raise_timed_out)
+        signal.setitimer(signal.ITIMER_REAL, timeout_s)
+    try:
+        yield
+    finally:
+        if in_main:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, previous)
+        faulthandler.cancel_dump_traceback_later()
+
+
+def _raise_timed_out(number: int, frame: FrameType | None) -> None:
+    raise _TimedOut
