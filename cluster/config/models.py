@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+
+from cluster.config.quantities import Bytes, Milliseconds, Seconds
 
 __all__ = [
+    "TASK_SIGNATURES",
     "AnalysisConfig",
     "AuthConfig",
     "AutoscalingConfig",
@@ -49,11 +54,17 @@ class SecretRef(Strict):
     """A secret by the name of the variable that holds it. The value is looked up where it is used and never stored."""
 
     variable: str
-    default: SecretStr | None = None
+    default: SecretStr | None = Field(default=None, exclude=True, repr=False)
+
+
+_TENSOR = re.compile(r"^\s*([A-Za-z]+\d*)\s*(?:\[([-\d,\s]*)\])?\s*(\?)?\s*$")
 
 
 class TensorSpec(Strict):
-    """One named input or output. `shape` is per item, without the batch dimension; -1 is a free dimension."""
+    """One named input or output. `shape` is per item, without the batch dimension; -1 is a free dimension.
+
+    Shorthand: `FP32[384]`, `BYTES`, and `JSON?` for an optional one.
+    """
 
     datatype: Literal[
         "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64",
@@ -61,6 +72,21 @@ class TensorSpec(Strict):
     ]  # fmt: skip
     shape: tuple[int, ...] = ()
     optional: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shorthand(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        match = _TENSOR.match(value)
+        if match is None:
+            raise ValueError(f"{value!r} is not a tensor type: write for example BYTES, FP32[384] or JSON?")
+        dims = [part.strip() for part in (match.group(2) or "").split(",") if part.strip()]
+        return {
+            "datatype": match.group(1).upper(),
+            "shape": [int(dim) for dim in dims],
+            "optional": bool(match.group(3)),
+        }
 
 
 class Signature(Strict):
@@ -70,11 +96,27 @@ class Signature(Strict):
     outputs: dict[str, TensorSpec]
 
 
+TASK_SIGNATURES: Mapping[str, Signature] = {
+    "chat": Signature(
+        inputs={
+            "prompt": TensorSpec(datatype="BYTES", optional=True),
+            "messages": TensorSpec(datatype="JSON", optional=True),
+        },
+        outputs={"text": TensorSpec(datatype="BYTES")},
+    ),
+    "embedding": Signature(
+        inputs={"text": TensorSpec(datatype="BYTES")},
+        outputs={"embedding": TensorSpec(datatype="FP32", shape=(-1,))},
+    ),
+}
+"""The signature of a model that states none, by its task."""
+
+
 class Resources(Strict):
     cpus: float = Field(default=1.0, ge=0)
     gpus: float = Field(default=0.0, ge=0)
     vram_gb: float | None = Field(default=None, gt=0)
-    memory: int | None = Field(default=None, gt=0, description="bytes; '2GiB' is accepted")
+    memory: Bytes | None = Field(default=None, gt=0, description="bytes; '2GiB' is accepted")
     accelerator: str | None = None
     labels: dict[str, str] = Field(default_factory=dict)
 
@@ -83,12 +125,18 @@ class AutoscalingConfig(Strict):
     min_replicas: int = Field(default=0, ge=0)
     max_replicas: int = Field(default=1, ge=1)
     target_ongoing_requests: float = Field(default=8, gt=0)
-    idle_s: float = Field(default=300, gt=0)
+    idle_s: Seconds = Field(default=300, gt=0)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> AutoscalingConfig:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(f"min_replicas ({self.min_replicas}) is more than max_replicas ({self.max_replicas})")
+        return self
 
 
 class BatchingConfig(Strict):
     max_batch_size: int = Field(default=1, ge=1)
-    max_queue_delay_ms: float = Field(default=2.0, ge=0)
+    max_queue_delay_ms: Milliseconds = Field(default=2.0, ge=0)
     priority_levels: int = Field(default=3, ge=1)
     queue: int = Field(default=1024, ge=1, description="items that may wait before callers are told to come later")
 
@@ -105,8 +153,8 @@ class BreakerConfig(Strict):
     consecutive_failures: int = Field(default=5, ge=1)
     failure_rate: float = Field(default=0.5, gt=0, le=1)
     min_requests: int = Field(default=20, ge=1)
-    interval_s: float = Field(default=10, gt=0)
-    base_ejection_s: float = Field(default=30, gt=0)
+    interval_s: Seconds = Field(default=10, gt=0)
+    base_ejection_s: Seconds = Field(default=30, gt=0)
     max_ejection_percent: float = Field(default=100, ge=0, le=100)
     half_open_requests: int = Field(default=3, ge=1)
 
@@ -123,10 +171,16 @@ class AnalysisConfig(Strict):
 
 class ReleaseConfig(Strict):
     strategy: Literal["canary", "ab", "all_at_once"] = "canary"
-    steps: tuple[float, ...] = (5, 25, 50, 100)
-    step_duration: float = Field(default=300, ge=0, description="seconds; '5m' is accepted")
+    steps: tuple[Annotated[float, Field(gt=0, le=100)], ...] = Field(default=(5, 25, 50, 100), min_length=1)
+    step_duration: Seconds = Field(default=300, ge=0, description="seconds; '5m' is accepted")
     analysis: AnalysisConfig = AnalysisConfig()
     guard: dict[str, float] = Field(default_factory=lambda: {"error_rate": 0.2})
+
+    @model_validator(mode="after")
+    def _ascending(self) -> ReleaseConfig:
+        if any(later <= earlier for earlier, later in zip(self.steps, self.steps[1:], strict=False)):
+            raise ValueError(f"steps must grow: {list(self.steps)}")
+        return self
 
 
 class VersionConfig(Strict):
@@ -149,13 +203,26 @@ class VersionConfig(Strict):
     seed: int | None = None
     warmup: list[dict[str, Any]] = Field(default_factory=list)
     golden: list[dict[str, Any]] = Field(default_factory=list, description="requests and what their answers must hold")
-    timeout_s: float = Field(default=60, gt=0)
+    timeout_s: Seconds = Field(default=60, gt=0)
     cpu_threads: int | None = Field(default=None, ge=1)
     cost_per_request: float = Field(default=0, ge=0)
 
+    @model_validator(mode="after")
+    def _provider_needs(self) -> VersionConfig:
+        if self.provider == "openai_compatible" and not self.endpoint:
+            raise ValueError("provider openai_compatible needs `endpoint` (the URL that ends in /v1)")
+        if self.provider in ("torch", "python") and not self.model_class:
+            raise ValueError(f"provider {self.provider} needs `class: module:Class`")
+        if self.provider == "onnx" and not self.artifact:
+            raise ValueError("provider onnx needs `artifact` (the URL of the .onnx file)")
+        if self.resources.gpus and self.resources.vram_gb:
+            raise ValueError("resources: give gpus (whole cards or a share) or vram_gb, not both")
+        return self
+
 
 class ModelConfig(Strict):
-    """A logical model. The shorthand (provider at this level) is turned into `versions: {1.0.0: …}` by the loader."""
+    """A logical model. The shorthand (provider at this level) is turned into `versions: {1.0.0: …}` by the loader;
+    beside `versions`, a version's key at this level is the default of all versions."""
 
     task: Literal["chat", "embedding", "generic"] = "generic"
     description: str = ""
@@ -168,7 +235,11 @@ class ModelConfig(Strict):
     retry: RetryConfig = RetryConfig()
     breaker: BreakerConfig = BreakerConfig()
     release: ReleaseConfig = ReleaseConfig()
-    hedge_after_ms: float | None = None
+    hedge_after_ms: Milliseconds | None = None
+
+    def signature_of(self, version: str) -> Signature | None:
+        """The interface of one version: its own, else the model's, else the one its task implies (None: unknown)."""
+        return self.versions[version].signature or self.signature or TASK_SIGNATURES.get(self.task)
 
 
 class RuleConfig(Strict):
@@ -181,8 +252,22 @@ class RuleConfig(Strict):
     similar_to: tuple[str, ...] | None = None
     threshold: float = Field(default=0.5, ge=-1, le=1)
     model: str | None = None
-    version: str | None = None
+    version: SemVer | None = None
     rules: tuple[RuleConfig, ...] = ()
+
+    @model_validator(mode="after")
+    def _shape(self) -> RuleConfig:
+        given = [name for name in ("keyword", "regex", "cel", "similar_to") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"a rule has exactly one condition of keyword, regex, cel and similar_to (found {given or 'none'}); "
+                "what no rule takes goes to the route's `default`"
+            )
+        if (self.model is None) == (not self.rules):
+            raise ValueError("a rule names exactly one of `model` and nested `rules`")
+        if self.version is not None and self.model is None:
+            raise ValueError("`version` needs `model`")
+        return self
 
 
 class RouteConfig(Strict):
@@ -193,6 +278,14 @@ class RouteConfig(Strict):
     python: str | None = Field(default=None, description="module:function(question) -> model name")
     adaptive: dict[str, Any] | None = None
     default: str | None = None
+
+    @model_validator(mode="after")
+    def _can_choose(self) -> RouteConfig:
+        if not (self.rules or self.python or self.adaptive or self.default):
+            raise ValueError("a route needs rules, python, adaptive or a default")
+        if self.rules and self.python:
+            raise ValueError("a route has either rules or a python function, not both")
+        return self
 
 
 class ClusterConfig(Strict):
@@ -207,9 +300,9 @@ class RouterConfig(Strict):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     replicas: int = Field(default=1, ge=1)
-    cpus: float = 0.5
-    max_body_mb: float = 32
-    timeout_s: float = 60
+    cpus: float = Field(default=0.5, ge=0)
+    max_body_mb: float = Field(default=32, gt=0)
+    timeout_s: Seconds = 60
 
 
 class StorageConfig(Strict):
@@ -237,6 +330,13 @@ class ImageConfig(Strict):
     container: str | None = None
     callable: str | None = None
     local: bool | None = Field(default=None, description="run the step's script in the workers' own environment")
+
+    @model_validator(mode="after")
+    def _one(self) -> ImageConfig:
+        given = [name for name in ("container", "callable", "local") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of container, callable and local (found {given or 'none'})")
+        return self
 
 
 class QueueConfig(Strict):

@@ -1,0 +1,172 @@
+"""Checks between the parts of one configuration: names that must exist, cycles, patterns that must compile. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from graphlib import CycleError, TopologicalSorter
+
+import cel
+
+from cluster.config.models import Config, ModelConfig, RuleConfig
+from cluster.config.problems import Problem, closest
+from cluster.config.source import Mark
+
+__all__ = ["check_config", "compile_cel", "compile_regex"]
+
+Locate = Callable[..., tuple[Mark, tuple[str, ...]]]
+MAX_EXPRESSION = 4096
+MAX_REGEX = 1000
+
+
+def check_config(config: Config, locate: Locate) -> list[Problem]:
+    """What pydantic cannot see. `locate(*path)` gives the place of a key and the part of the path that exists."""
+    problems: list[Problem] = []
+
+    def say(path: tuple[str | int, ...], message: str, suggestion: str | None = None) -> None:
+        mark, real = locate(*path)
+        problems.append(Problem(mark.file, mark.line, ".".join(real), message, suggestion))
+
+    targets = {**config.models, **config.routes}
+    for name, model in config.models.items():
+        _check_model(config, name, model, say)
+    for name, route in config.routes.items():
+        if name in config.models:
+            say(("routes", name), f"{name!r} is a model already: a route needs a name of its own")
+        _check_rules(config, ("routes", name, "rules"), route.rules, say)
+        if route.default is not None and route.default not in targets:
+            say(("routes", name, "default"), f"no model {route.default!r}", _known(route.default, targets))
+        if route.python is not None and not re.fullmatch(r"[\w.]+:\w+", route.python):
+            say(("routes", name, "python"), f"{route.python!r} is not module:function")
+        for choice in _adaptive_models(route.adaptive):
+            if choice not in config.models:
+                say(("routes", name, "adaptive"), f"no model {choice!r}", _known(choice, config.models))
+    for names in _cycles(_route_edges(config)):
+        say(("routes", names[0]), f"the routes go in a circle: {' → '.join(names)}")
+    for names in _cycles({name: model.fallback for name, model in config.models.items()}):
+        say(("models", names[0], "fallback"), f"the fallbacks go in a circle: {' → '.join(names)}")
+    for name, image in config.images.items():
+        if image.callable is not None and not re.fullmatch(r"[\w.]+:\w+", image.callable):
+            say(("images", name, "callable"), f"{image.callable!r} is not module:function")
+    return problems
+
+
+Say = Callable[..., None]
+
+
+def _check_model(config: Config, name: str, model: ModelConfig, say: Say) -> None:
+    here = ("models", name)
+    if not model.versions:
+        say(here, "a model needs at least one version", "add provider: …, or versions: {1.0.0: {provider: …}}")
+    for kind, weights in (("traffic", model.traffic), ("mirror", model.mirror)):
+        for version, weight in weights.items():
+            if version not in model.versions:
+                say((*here, kind, version), f"no version {version!r}", f"there are: {', '.join(model.versions)}")
+            if not 0 <= weight <= 100:
+                say((*here, kind, version), f"a weight is 0 to 100, not {weight:g}")
+    if model.traffic and sum(model.traffic.values()) <= 0:
+        say((*here, "traffic"), "all weights are 0: no version would get a request")
+    for index, other in enumerate(model.fallback):
+        if other == name:
+            say((*here, "fallback", index), "a model cannot be its own fallback")
+        elif other not in config.models:
+            say((*here, "fallback", index), f"no model {other!r}", _known(other, config.models))
+    signatures: dict[str, tuple[str, object]] = {}
+    for version in sorted(model.versions, key=_semver):
+        signature = model.signature_of(version)
+        major = version.split(".")[0]
+        first = signatures.setdefault(major, (version, signature))
+        if signature != first[1]:
+            say(
+                (*here, "versions", version, "signature"),
+                f"the signature differs from {first[0]}'s: a new signature needs a new major version",
+                f"call it {int(major) + 1}.0.0",
+            )
+    for version, spec in model.versions.items():
+        place = (*here, "versions", version)
+        if spec.model_class is not None and not re.fullmatch(r"[\w.]+:\w+", spec.model_class):
+            say((*place, "class"), f"{spec.model_class!r} is not module:Class")
+        if spec.endpoint is not None and not re.match(r"^https?://[^/\s]+|^\$\{", spec.endpoint):
+            say((*place, "endpoint"), f"{spec.endpoint!r} is not an http(s) URL")
+
+
+def _check_rules(config: Config, path: tuple[str | int, ...], rules: Iterable[RuleConfig], say: Say) -> None:
+    targets = {**config.models, **config.routes}
+    for index, rule in enumerate(rules):
+        here = (*path, index)
+        if rule.regex is not None and (wrong := compile_regex(rule.regex)):
+            say((*here, "regex"), wrong)
+        if rule.cel is not None and (wrong := compile_cel(rule.cel)):
+            say((*here, "cel"), wrong)
+        if rule.model is not None and rule.model not in targets:
+            say((*here, "model"), f"no model {rule.model!r}", _known(rule.model, targets))
+        if rule.version is not None and rule.model in config.models:
+            versions = config.models[rule.model].versions
+            if rule.version not in versions:
+                say(
+                    (*here, "version"), f"{rule.model} has no version {rule.version!r}", f"it has {', '.join(versions)}"
+                )
+        _check_rules(config, (*here, "rules"), rule.rules, say)
+
+
+def compile_regex(pattern: str) -> str | None:
+    """What is wrong with a regular expression, or None."""
+    if len(pattern) > MAX_REGEX:
+        return f"longer than {MAX_REGEX} characters"
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        return f"not a regular expression: {error}"
+    return None
+
+
+def compile_cel(expression: str) -> str | None:
+    """What is wrong with a CEL expression (https://cel.dev), or None. Names are not checked: they vary by place."""
+    if len(expression) > MAX_EXPRESSION:
+        return f"longer than {MAX_EXPRESSION} characters"
+    try:
+        cel.compile(expression)
+    except Exception as error:
+        # The parser raises ValueError, and whatever its Rust side throws on odd input: all mean the same to a user.
+        reason = str(error).splitlines()[0].removeprefix(f"Failed to parse expression '{expression}': ")
+        return f"not a CEL expression: {reason}"
+    return None
+
+
+def _known(name: str, there: Mapping[str, object]) -> str:
+    return closest(name, there) or f"there are: {', '.join(sorted(there)) or 'none'}"
+
+
+def _adaptive_models(adaptive: Mapping[str, object] | None) -> list[str]:
+    models = (adaptive or {}).get("candidates", [])
+    return [str(name) for name in models] if isinstance(models, list | tuple) else []
+
+
+def _route_edges(config: Config) -> dict[str, tuple[str, ...]]:
+    def of(rules: Iterable[RuleConfig]) -> Iterable[str]:
+        for rule in rules:
+            if rule.model is not None:
+                yield rule.model
+            yield from of(rule.rules)
+
+    return {
+        name: tuple(target for target in (*of(route.rules), route.default or "") if target in config.routes)
+        for name, route in config.routes.items()
+    }
+
+
+def _cycles(edges: Mapping[str, Iterable[str]]) -> list[list[str]]:
+    """One circle at most, as names from its start to its start again."""
+    known = {
+        name: [target for target in targets if target in edges and target != name] for name, targets in edges.items()
+    }
+    loops = [[name, name] for name, targets in edges.items() if name in targets]
+    try:
+        TopologicalSorter(known).prepare()
+    except CycleError as error:
+        return [*loops, list(reversed(error.args[1]))]
+    return loops
+
+
+def _semver(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))

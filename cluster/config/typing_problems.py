@@ -1,0 +1,94 @@
+"""Pydantic's complaints turned into problems with file, line and the closest known key."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterable
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from cluster.config.problems import Problem, closest
+from cluster.config.source import Tree, locate
+
+__all__ = ["problems_of"]
+
+
+def problems_of(
+    error: ValidationError,
+    tree: Tree,
+    model: type[BaseModel],
+    *,
+    more_keys: dict[type[BaseModel], frozenset[str]] | None = None,
+) -> list[Problem]:
+    """One problem per place. `more_keys` adds keys that the loader accepts beside a model's own fields (shorthands)."""
+    found: dict[tuple[str, int, str], Problem] = {}
+    for item in error.errors(include_url=False, include_input=False):
+        loc = tuple(item["loc"])
+        mark, path = locate(tree, loc)
+        message, suggestion = item["msg"].removeprefix("Value error, "), None
+        if item["type"] == "extra_forbidden":
+            known = _keys_at(model, loc[:-1], more_keys or {})
+            message = f"unknown key {str(loc[-1])!r}"
+            suggestion = closest(str(loc[-1]), known) or (f"known keys: {', '.join(sorted(known))}" if known else None)
+        elif item["type"] == "missing":
+            message = f"the key {str(loc[-1])!r} is missing"
+        elif item["type"] == "string_pattern_mismatch":
+            pattern = item.get("ctx", {}).get("pattern", "")
+            hint = _PATTERNS.get(pattern)
+            name = next((str(part) for part in reversed(loc) if part != "[key]"), "")
+            message = f"{name!r} is not {hint}" if hint else message
+        elif item["type"] == "literal_error":
+            message = f"must be one of {item.get('ctx', {}).get('expected', '')}"
+        key = (mark.file, mark.line, ".".join(path))
+        if key not in found or item["type"] == "extra_forbidden":
+            found[key] = Problem(mark.file, mark.line, ".".join(path), message, suggestion)
+    return list(found.values())
+
+
+_PATTERNS = {
+    r"^\d+\.\d+\.\d+$": "a version: write MAJOR.MINOR.PATCH, such as 1.2.0",
+    r"^[a-zA-Z][a-zA-Z0-9_]{0,62}$": "a name: letters, digits and _, at most 63, starting with a letter",
+    r"^[0-9a-f]{64}$": "a SHA-256 in hex",
+}
+
+
+def _keys_at(model: Any, loc: tuple[int | str, ...], more: dict[type[BaseModel], frozenset[str]]) -> set[str]:
+    """The keys that may stand at `loc` below `model`."""
+    options = _models(model)
+    for element in loc:
+        following: list[Any] = []
+        for option in options:
+            following.extend(_step(option, element))
+        # A union tag or model name in the location leads nowhere: stay where we are.
+        options = following or options
+    keys: set[str] = set()
+    for option in options:
+        if isinstance(option, type) and issubclass(option, BaseModel):
+            keys.update(field.alias or name for name, field in option.model_fields.items())
+            keys.update(more.get(option, frozenset()))
+    return keys
+
+
+def _step(option: Any, element: int | str) -> Iterable[Any]:
+    if isinstance(option, type) and issubclass(option, BaseModel):
+        for name, field in option.model_fields.items():
+            if element in (name, field.alias):
+                return _models(field.annotation)
+        return ()
+    origin, args = get_origin(option), get_args(option)
+    if origin is dict:
+        return _models(args[1])
+    if origin in (list, tuple, set, frozenset) and args:
+        return _models(args[0])
+    return ()
+
+
+def _models(annotation: Any) -> list[Any]:
+    """The parts of a type that may have children, out of unions and Annotated."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _models(get_args(annotation)[0])
+    if origin is Union or origin is types.UnionType:
+        return [part for arg in get_args(annotation) for part in _models(arg)]
+    return [annotation]
