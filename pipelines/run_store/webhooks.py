@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import aiohttp
 import orjson
 from aiohttp.abc import AbstractResolver, ResolveResult
-from standardwebhooks.webhooks import Webhook
+from standardwebhooks.webhooks import EmptyWebhookSecretError, Webhook
 
 from cluster.errors import Forbidden, HeadraceError, InvalidConfig
 from pipelines.run_store.outbound import OutboundPolicy
@@ -54,7 +54,7 @@ class WebhookSigner:
         if secret:
             try:
                 self._webhook = Webhook(_key(secret))
-            except (ValueError, RuntimeError) as error:
+            except (ValueError, RuntimeError, EmptyWebhookSecretError) as error:
                 raise InvalidConfig("webhooks.secret must be `whsec_` and base64 (as Standard Webhooks has it)") from (
                     error
                 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from datetime import datetime
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol, TypeGuard
 from urllib.parse import quote
 
 import orjson
@@ -159,7 +159,7 @@ def build_router(
             query["since"] = parse_time(since)
         if cursor is not None:
             query["cursor"] = cursor
-        return await gateway.list(query)
+        return await gateway.list_runs(query)
 
     @router.get("/runs/{run_id}", summary="One run and its steps")
     async def run(run_id: str, _: Invoker) -> dict[str, Any]:
@@ -320,7 +320,7 @@ def parse_time(text: str) -> float:
         ) from None
 
 
-def is_blob(value: Any) -> bool:
+def is_blob(value: Any) -> TypeGuard[dict[str, Any]]:
     """Whether a JSON value is a blob reference."""
     return isinstance(value, dict) and isinstance(value.get("$blob"), str)
 
@@ -389,7 +389,8 @@ def _body(raw: Any) -> RunSubmitBody:
         return RunSubmitBody()
     if not isinstance(raw, dict):
         raise InvalidInput('the body must be a JSON object such as {"input": {...}}')
-    return _validated(RunSubmitBody, raw)
+    body: RunSubmitBody = _validated(RunSubmitBody, raw)
+    return body
 
 
 def _validated(model: Any, raw: Any) -> Any:

@@ -29,7 +29,7 @@ class RunsGateway(Protocol):
 
     async def get(self, run_id: str) -> dict[str, Any]: ...
 
-    async def list(self, query: Mapping[str, Any]) -> dict[str, Any]:
+    async def list_runs(self, query: Mapping[str, Any]) -> dict[str, Any]:
         """`{workflow?, state?, since?, limit, cursor?}` → `{runs: [...], next_cursor}`, newest first."""
         ...
 
@@ -83,7 +83,7 @@ class ShardedRunsGateway:
     async def get(self, run_id: str) -> dict[str, Any]:
         return dict(await self._owner(run_id, "get"))
 
-    async def list(self, query: Mapping[str, Any]) -> dict[str, Any]:
+    async def list_runs(self, query: Mapping[str, Any]) -> dict[str, Any]:
         limit = int(query.get("limit") or 50)
         pages = await asyncio.gather(
             *(self._call(shard, "list", (dict(query),), timeout_s=30.0) for shard in range(self._shards))
@@ -156,7 +156,7 @@ class RayRunsGateway(ShardedRunsGateway):
         pause = 0.05
         while True:
             try:
-                handle = self._handles.get(shard)
+                handle: Any = self._handles.get(shard)
                 if handle is None:
                     # get_actor is a blocking control-store call: kept off the router's event loop.
                     handle = await asyncio.to_thread(ray.get_actor, run_store_actor(shard), namespace=NAMESPACE)
