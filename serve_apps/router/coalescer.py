@@ -1,0 +1,158 @@
+"""Merges concurrent calls to one host into one hop: a hop costs the same for one request as for fifty.
+
+A call goes at once while fewer than `max_in_flight` hops are under way (calls of the same turn of the event loop go
+together). Otherwise it waits until a hop returns, but never longer than `max_wait_s`: then it goes whatever is under
+way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+
+from cluster.errors import HeadraceError, InternalError, Unavailable
+from serve_apps.protocol import InferRequest, InferResult
+
+__all__ = ["Coalescer"]
+
+_Item = tuple[InferRequest, "asyncio.Future[InferResult]"]
+
+
+class Coalescer:
+    """All calls of one event loop to one host. `merge=False`: each call is its own hop, at once."""
+
+    def __init__(
+        self,
+        send: Callable[[Sequence[InferRequest]], Awaitable[list[InferResult]]],
+        *,
+        merge: bool = True,
+        max_in_flight: int = 2,
+        max_merged: int = 64,
+        max_wait_s: float = 0.005,
+    ):
+        self._send = send
+        self.merge = merge
+        self.max_in_flight = max_in_flight
+        self.max_merged = max_merged
+        self.max_wait_s = max_wait_s
+        self._queue: deque[_Item] = deque()
+        self._hops: dict[asyncio.Task[None], list[_Item]] = {}
+        self._scheduled = False
+        self._timer: asyncio.TimerHandle | None = None
+        self.calls = 0
+        self.hops = 0
+
+    @property
+    def waiting(self) -> int:
+        """Calls that wait for a hop."""
+        return len(self._queue)
+
+    @property
+    def in_flight(self) -> int:
+        """Hops under way."""
+        return len(self._hops)
+
+    async def submit(self, request: InferRequest) -> InferResult:
+        """The host's answer to `request`. Raises what kept the whole hop from being answered, as a HeadraceError.
+
+        Cancelling takes out this call only; a hop whose last caller has gone is cancelled too.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[InferResult] = loop.create_future()
+        self.calls += 1
+        self._queue.append((request, future))
+        if not self._scheduled:
+            self._scheduled = True
+            loop.call_soon(self._pump)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self._abandon(future)
+            raise
+
+    def _pump(self) -> None:
+        self._scheduled = False
+        while self._queue and (not self.merge or len(self._hops) < self.max_in_flight):
+            self._start_hop()
+        if self._queue:
+            if self._timer is None:
+                self._timer = asyncio.get_running_loop().call_later(self.max_wait_s, self._on_timer)
+        elif self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        while self._queue:
+            self._start_hop()
+
+    def _start_hop(self) -> None:
+        size = self.max_merged if self.merge else 1
+        batch: list[_Item] = []
+        while self._queue and len(batch) < size:
+            item = self._queue.popleft()
+            if not item[1].done():
+                batch.append(item)
+        if not batch:
+            return
+        self.hops += 1
+        task = asyncio.get_running_loop().create_task(self._hop(batch))
+        self._hops[task] = batch
+        task.add_done_callback(self._on_hop_done)
+
+    async def _hop(self, batch: list[_Item]) -> None:
+        try:
+            results = await self._send([request for request, _ in batch])
+        except asyncio.CancelledError:
+            for _, future in batch:
+                if not future.done():
+                    future.set_exception(Unavailable("the call to the host was given up"))
+            raise
+        except HeadraceError as error:
+            _fail(batch, error)
+            return
+        except Exception as error:
+            _fail(batch, Unavailable(f"the host could not be reached: {type(error).__name__}: {error!s:.300}"))
+            return
+        if len(results) != len(batch):
+            _fail(batch, InternalError(f"the host answered {len(results)} of {len(batch)} requests"))
+            return
+        for (_, future), result in zip(batch, results, strict=True):
+            if not future.done():
+                future.set_result(result)
+
+    def _on_hop_done(self, task: asyncio.Task[None]) -> None:
+        self._hops.pop(task, None)
+        if self._queue:
+            self._pump()
+
+    def _abandon(self, future: asyncio.Future[InferResult]) -> None:
+        for index, (_, waiting) in enumerate(self._queue):
+            if waiting is future:
+                del self._queue[index]
+                return
+        for task, batch in self._hops.items():
+            if any(mine is future for _, mine in batch):
+                if all(mine.done() for _, mine in batch):
+                    task.cancel()
+                return
+
+    async def close(self) -> None:
+        """Give up everything: callers get Unavailable."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        queued = list(self._queue)
+        self._queue.clear()
+        _fail(queued, Unavailable("the router is stopping"))
+        tasks = list(self._hops)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _fail(batch: Sequence[_Item], error: HeadraceError) -> None:
+    for _, future in batch:
+        if not future.done():
+            future.set_exception(error)
