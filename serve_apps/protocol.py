@@ -39,6 +39,8 @@ class InferResult:
     outputs: Mapping[str, Any] | None = None
     error: HeadraceError | None = None
     usage: Mapping[str, int] | None = None
+    finish_reasons: Sequence[str | None] | None = None
+    """One per row, of models that generate text: "stop" or "length"."""
     queue_s: float = 0.0
     compute_s: float = 0.0
     batch_size: int = 0

@@ -1,0 +1,293 @@
+"""Checks requests against a model's signature, cuts them into items, and compares signatures of two versions. Pure."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cluster.config.models import ModelConfig, Signature, TensorSpec, VersionConfig
+from cluster.errors import InvalidInput, ModelError
+from serve_apps.protocol import InferRequest
+
+__all__ = [
+    "CHAT",
+    "DTYPES",
+    "Change",
+    "changes",
+    "declared_signature",
+    "items_of",
+    "outputs_of",
+    "semver_problem",
+    "task_signature",
+]
+
+DTYPES: dict[str, npt.DTypeLike] = {
+    "BOOL": np.bool_,
+    "UINT8": np.uint8,
+    "UINT16": np.uint16,
+    "UINT32": np.uint32,
+    "UINT64": np.uint64,
+    "INT8": np.int8,
+    "INT16": np.int16,
+    "INT32": np.int32,
+    "INT64": np.int64,
+    "FP16": np.float16,
+    "FP32": np.float32,
+    "FP64": np.float64,
+}
+"""Numeric datatypes of the Open Inference Protocol. BYTES is `str` or `bytes`; JSON is any JSON value."""
+
+CHAT = Signature(
+    inputs={
+        "prompt": TensorSpec(datatype="BYTES", optional=True),
+        "messages": TensorSpec(datatype="JSON", optional=True),
+    },
+    outputs={"text": TensorSpec(datatype="BYTES")},
+)
+_EMBEDDING = Signature(
+    inputs={"text": TensorSpec(datatype="BYTES")},
+    outputs={"embedding": TensorSpec(datatype="FP32", shape=(-1,))},
+)
+
+
+def task_signature(task: str) -> Signature | None:
+    """The signature that a task implies; None for `generic`."""
+    return {"chat": CHAT, "embedding": _EMBEDDING}.get(task)
+
+
+def declared_signature(model: ModelConfig, version: VersionConfig) -> Signature | None:
+    """What the configuration says: the version's own, else the model's, else the task's. None: the class decides."""
+    return version.signature or model.signature or task_signature(model.task)
+
+
+def items_of(signature: Signature | None, request: InferRequest) -> list[dict[str, Any]]:
+    """Cut a request into `rows` items, each input name -> value, after checking every column.
+
+    Numeric values become numpy arrays (or scalars for shape `()`) of the declared datatype. Without a signature only row
+    counts are checked. Raises `InvalidInput` that names the input, what was expected and what came.
+    """
+    if request.rows < 1:
+        raise InvalidInput(f"a request needs at least one row, got {request.rows}")
+    columns: dict[str, Any] = {}
+    specs = signature.inputs if signature is not None else None
+    if specs is not None:
+        _check_names(specs, request.inputs)
+    for name, column in request.inputs.items():
+        spec = specs[name] if specs is not None else None
+        columns[name] = _column(name, spec, column, request.rows)
+    items: list[dict[str, Any]] = [{} for _ in range(request.rows)]
+    for name, column in columns.items():
+        optional = specs is not None and specs[name].optional
+        for item, value in zip(items, column, strict=True):
+            if value is None and optional:
+                continue
+            item[name] = value
+    return items
+
+
+def _check_names(specs: Mapping[str, TensorSpec], inputs: Mapping[str, Any]) -> None:
+    for name in inputs:
+        if name not in specs:
+            near = difflib.get_close_matches(name, specs, n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise InvalidInput(
+                f"unknown input {name!r}{hint}; this model takes {_names(specs)}",
+                details={"input": name, "expected": sorted(specs)},
+            )
+    for name, spec in specs.items():
+        if name not in inputs and not spec.optional:
+            raise InvalidInput(
+                f"input {name!r} ({_describe(spec)}) is missing; got {', '.join(map(repr, inputs)) or 'no inputs'}",
+                details={"input": name, "expected": _describe(spec)},
+            )
+
+
+def _names(specs: Mapping[str, TensorSpec]) -> str:
+    return ", ".join(f"{name!r}{' (optional)' if spec.optional else ''}" for name, spec in specs.items())
+
+
+def _describe(spec: TensorSpec) -> str:
+    return f"{spec.datatype} {list(spec.shape)} per item" if spec.shape else f"one {spec.datatype} per item"
+
+
+def _column(name: str, spec: TensorSpec | None, column: Any, rows: int) -> Any:
+    if not isinstance(column, (list, tuple, np.ndarray)):
+        raise _wrong(name, spec, f"{type(column).__name__}, not a list of {rows} values")
+    if isinstance(column, np.ndarray) and column.ndim == 0:
+        raise _wrong(name, spec, "a scalar array")
+    if len(column) != rows:
+        raise _wrong(name, spec, f"{len(column)} values for {rows} rows")
+    if spec is None or spec.datatype == "JSON":
+        return column
+    if spec.datatype == "BYTES":
+        for row, value in enumerate(column):
+            if not (value is None and spec.optional):
+                _check_bytes(name, spec, value, spec.shape, row)
+        return column
+    return _numeric(name, spec, column, rows)
+
+
+def _check_bytes(name: str, spec: TensorSpec, value: Any, shape: Sequence[int], row: int) -> None:
+    if not shape:
+        if not isinstance(value, (str, bytes)):
+            raise _wrong(name, spec, f"{type(value).__name__} in row {row}")
+        return
+    if not isinstance(value, (list, tuple, np.ndarray)):
+        raise _wrong(name, spec, f"{type(value).__name__} in row {row}, not a list")
+    if shape[0] not in (-1, len(value)):
+        raise _wrong(name, spec, f"a list of {len(value)} in row {row}")
+    for part in value:
+        _check_bytes(name, spec, part, shape[1:], row)
+
+
+def _numeric(name: str, spec: TensorSpec, column: Any, rows: int) -> Any:
+    if spec.optional and not isinstance(column, np.ndarray) and any(v is None for v in column):
+        return [None if v is None else _numeric(name, spec, [v], 1)[0] for v in column]
+    ragged = -1 in spec.shape and not isinstance(column, np.ndarray)
+    if ragged and len({np.shape(v) for v in _as_arrays(name, spec, column)}) > 1:
+        return [_numeric(name, spec, [v], 1)[0] for v in column]
+    try:
+        array = np.asarray(column)
+    except (ValueError, TypeError):
+        raise _wrong(name, spec, "values of unequal shape") from None
+    want = np.dtype(DTYPES[spec.datatype])
+    if array.dtype.kind not in "biuf":
+        raise _wrong(name, spec, _kind(array))
+    if array.ndim != 1 + len(spec.shape) or any(
+        wanted not in (-1, got) for wanted, got in zip(spec.shape, array.shape[1:], strict=True)
+    ):
+        raise _wrong(name, spec, f"shape {list(array.shape[1:])}")
+    return _cast(name, spec, array, want)
+
+
+def _as_arrays(name: str, spec: TensorSpec, column: Any) -> list[npt.NDArray[Any]]:
+    try:
+        return [np.asarray(v) for v in column]
+    except (ValueError, TypeError):
+        raise _wrong(name, spec, "values of unequal shape") from None
+
+
+def _kind(array: npt.NDArray[Any]) -> str:
+    if array.dtype.kind in "OSU":
+        first = array.flat[0] if array.size else None
+        return f"{type(first).__name__} values"
+    return f"{array.dtype} values"
+
+
+def _cast(name: str, spec: TensorSpec, array: npt.NDArray[Any], want: np.dtype[Any]) -> npt.NDArray[Any]:
+    """To the declared datatype; only casts that keep the meaning: no text, no bool as number, no lost fraction."""
+    if array.dtype == want:
+        return array
+    if (array.dtype.kind == "b") != (want.kind == "b"):
+        raise _wrong(name, spec, f"{array.dtype} values")
+    if want.kind in "iu":
+        if array.dtype.kind == "f" and (not np.isfinite(array).all() or (array != np.floor(array)).any()):
+            raise _wrong(name, spec, "numbers with a fraction")
+        bounds = np.iinfo(want)
+        if array.size and (array.min() < bounds.min or array.max() > bounds.max):
+            raise _wrong(name, spec, f"values from {array.min()} to {array.max()}, out of range")
+    with np.errstate(over="ignore"):
+        cast = array.astype(want)
+    if want.kind == "f" and array.size and not np.isfinite(cast[np.isfinite(array.astype(np.float64))]).all():
+        raise _wrong(name, spec, f"values out of the range of {spec.datatype}")
+    return cast
+
+
+def _wrong(name: str, spec: TensorSpec | None, got: str) -> InvalidInput:
+    expected = "a list with one value per row" if spec is None else _describe(spec)
+    return InvalidInput(
+        f"input {name!r}: expected {expected}, got {got}", details={"input": name, "expected": expected, "got": got}
+    )
+
+
+def outputs_of(signature: Signature | None, answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Stack the items' outputs into columns: numeric ones as one array [rows, *dims] (a list where shapes differ), BYTES
+    and JSON as lists. Raises `ModelError` when an answer lacks an output or has another type than it says."""
+    if signature is None:
+        names: Sequence[str] = list(answers[0])
+    else:
+        names = list(signature.outputs)
+    columns: dict[str, Any] = {}
+    for name in names:
+        spec = signature.outputs[name] if signature is not None else None
+        values = [answer.get(name) for answer in answers]
+        if any(v is None for v in values) and not (spec is not None and (spec.optional or spec.datatype == "JSON")):
+            got = ", ".join(map(repr, answers[0]))
+            raise ModelError(f"the model answered without output {name!r} (its signature names it); got {got}")
+        columns[name] = values if spec is None else _output(name, spec, values)
+    return {name: column for name, column in columns.items() if any(v is not None for v in column)}
+
+
+def _output(name: str, spec: TensorSpec, values: list[Any]) -> Any:
+    if spec.datatype in ("BYTES", "JSON") or any(v is None for v in values):
+        return values
+    try:
+        arrays = [np.asarray(value, dtype=DTYPES[spec.datatype]) for value in values]
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ModelError(f"output {name!r} should be {_describe(spec)}: {error}") from None
+    for array in arrays:
+        if array.ndim != len(spec.shape) or any(w not in (-1, g) for w, g in zip(spec.shape, array.shape, strict=True)):
+            raise ModelError(f"output {name!r} should be {_describe(spec)}, the model gave {list(array.shape)}")
+    return np.stack(arrays) if len({a.shape for a in arrays}) == 1 else arrays
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """One difference between two signatures. `breaking`: callers of the old one may fail with the new one."""
+
+    text: str
+    breaking: bool
+
+
+def changes(old: Signature, new: Signature) -> list[Change]:
+    """All differences, inputs first. Inputs may widen and outputs may narrow without breaking a caller."""
+    found = []
+    for name in old.inputs.keys() | new.inputs.keys():
+        found += _side(f"input {name!r}", old.inputs.get(name), new.inputs.get(name), is_input=True)
+    for name in old.outputs.keys() | new.outputs.keys():
+        found += _side(f"output {name!r}", old.outputs.get(name), new.outputs.get(name), is_input=False)
+    return sorted(found, key=lambda change: change.text)
+
+
+def _side(what: str, old: TensorSpec | None, new: TensorSpec | None, *, is_input: bool) -> list[Change]:
+    if old is None:
+        assert new is not None
+        return [Change(text=f"{what} is new ({_describe(new)})", breaking=is_input and not new.optional)]
+    if new is None:
+        return [Change(text=f"{what} is gone", breaking=True)]
+    found = []
+    if old.datatype != new.datatype:
+        found.append(Change(text=f"{what}: {old.datatype} became {new.datatype}", breaking=True))
+    if old.shape != new.shape:
+        takes = _covers(new.shape, old.shape) if is_input else _covers(old.shape, new.shape)
+        found.append(Change(text=f"{what}: shape {list(old.shape)} became {list(new.shape)}", breaking=not takes))
+    if old.optional != new.optional:
+        word = "optional" if new.optional else "required"
+        found.append(Change(text=f"{what} became {word}", breaking=new.optional != is_input))
+    return found
+
+
+def _covers(wide: Sequence[int], narrow: Sequence[int]) -> bool:
+    """Every shape that `narrow` allows, `wide` allows."""
+    return len(wide) == len(narrow) and all(w in (-1, n) for w, n in zip(wide, narrow, strict=True))
+
+
+def semver_problem(old_version: str, old: Signature, new_version: str, new: Signature) -> str | None:
+    """The house rule: versions of one major have one signature. None when it holds, else a sentence that says what
+    differs and which version would do."""
+    old_major, new_major = int(old_version.split(".")[0]), int(new_version.split(".")[0])
+    if old_major != new_major:
+        return None
+    differences = changes(old, new)
+    if not differences:
+        return None
+    what = "; ".join(change.text for change in differences)
+    return (
+        f"version {new_version} has another signature than {old_version} ({what}): a change of signature needs a new "
+        f"major version, {max(old_major, new_major) + 1}.0.0"
+    )
