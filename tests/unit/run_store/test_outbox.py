@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -96,4 +95,4 @@ def test_a_snapshot_holds_everything(history: list[tuple[str, int | None, float]
     restored = Outbox.from_state(outbox.to_state())
     assert restored.to_state() == outbox.to_state()
     assert restored.next_due() == outbox.next_due()
-    assert [found.id for found in restored.due(1e9)] == [found.id for found in outbox.due(1e9)] or pytest.fail()
+    assert {found.id for found in restored.due(1e9)} == {found.id for found in outbox.due(1e9)}

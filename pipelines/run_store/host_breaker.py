@@ -1,0 +1,136 @@
+"""Circuit breakers of the http hosts that steps call, in Envoy's terms. Pure and replayed: they live off logged results.
+
+    closed ──trip──▶ open ──time──▶ half_open ──enough successes──▶ closed
+                      ▲                 │
+                      └─────failure─────┘
+
+Since every result is in the log with its times, a restart finds each breaker as it was without any record of its own.
+A success only counts when its attempt began after the breaker opened: a late one from before says nothing.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from cluster.config.models import BreakerConfig
+
+__all__ = ["HostBreaker", "HostBreakers"]
+
+MAX_EJECTION_S = 300.0
+MAX_HOSTS = 10_000
+
+
+@dataclass(slots=True)
+class HostBreaker:
+    """One host. `state` changes only by results; that an open one may be tried again is asked of `retry_at`."""
+
+    state: Literal["closed", "open", "half_open"] = "closed"
+    streak: int = 0
+    opened_at: float = 0.0
+    open_until: float = 0.0
+    ejections: int = 0
+    passed: int = 0
+    probes: int = 0
+    window: deque[tuple[float, bool]] = field(default_factory=deque)
+
+
+class HostBreakers:
+    """All hosts of one shard."""
+
+    def __init__(self, *, config: BreakerConfig | None = None) -> None:
+        self._config = config or BreakerConfig()
+        self._hosts: dict[str, HostBreaker] = {}
+
+    def retry_at(self, host: str, *, now: float) -> float | None:
+        """None: call it. A time: it is open until then, park the step."""
+        breaker = self._hosts.get(host)
+        if breaker is None or breaker.state == "closed" or not self._config.enabled:
+            return None
+        if breaker.state == "open" and now < breaker.open_until:
+            return breaker.open_until
+        if breaker.probes < self._config.half_open_requests:
+            return None
+        return max(now + 1.0, breaker.open_until)
+
+    def started(self, host: str, *, now: float) -> None:
+        """A call is about to be made: the first ones after an open breaker's time are its probes."""
+        breaker = self._hosts.get(host)
+        if breaker is None or breaker.state == "closed":
+            return
+        if breaker.state == "open" and now >= breaker.open_until:
+            breaker.state, breaker.passed, breaker.probes = "half_open", 0, 0
+        breaker.probes += 1
+
+    def result(self, host: str, *, ok: bool, started_at: float, at: float) -> bool:
+        """A call ended. Returns whether the breaker changed its state."""
+        config = self._config
+        breaker = self._hosts.get(host)
+        if breaker is None:
+            if ok or not config.enabled:
+                return False
+            if len(self._hosts) >= MAX_HOSTS:
+                self._hosts.pop(next(iter(self._hosts)))
+            breaker = self._hosts[host] = HostBreaker()
+        if breaker.state != "closed":
+            if started_at < breaker.opened_at:
+                return False
+            breaker.probes = max(0, breaker.probes - 1)
+            if not ok:
+                self._open(breaker, at)
+                return True
+            if breaker.state == "open" and at < breaker.open_until:
+                return False
+            breaker.state = "half_open"
+            breaker.passed += 1
+            if breaker.passed < config.half_open_requests:
+                return False
+            self._hosts.pop(host)
+            return True
+        breaker.streak = 0 if ok else breaker.streak + 1
+        breaker.window.append((at, ok))
+        while breaker.window and breaker.window[0][0] < at - config.interval_s:
+            breaker.window.popleft()
+        failures = sum(1 for _, good in breaker.window if not good)
+        many = len(breaker.window) >= config.min_requests and failures / len(breaker.window) >= config.failure_rate
+        if not ok and (breaker.streak >= config.consecutive_failures or many):
+            self._open(breaker, at)
+            return True
+        if not failures:
+            self._hosts.pop(host)
+        return False
+
+    def shown(self, *, now: float) -> dict[str, dict[str, Any]]:
+        """Hosts that are not closed: `{host: {state, open_until}}`."""
+        return {
+            host: {"state": breaker.state, "open_until": breaker.open_until}
+            for host, breaker in self._hosts.items()
+            if breaker.state != "closed"
+        }
+
+    def to_state(self) -> dict[str, Any]:
+        """JSON-like state for a snapshot."""
+        return {
+            host: {**asdict(breaker), "window": [list(entry) for entry in breaker.window]}
+            for host, breaker in self._hosts.items()
+        }
+
+    def restore(self, state: Mapping[str, Mapping[str, Any]]) -> None:
+        """Take a snapshot's state. Calls that were in flight are gone with the process: no probe is out."""
+        known = set(HostBreaker.__slots__)
+        self._hosts = {}
+        for host, raw in state.items():
+            fields = {name: value for name, value in raw.items() if name in known}
+            fields["window"] = deque((float(at), bool(ok)) for at, ok in raw.get("window", ()))
+            self._hosts[host] = HostBreaker(**{**fields, "probes": 0})
+
+    def _open(self, breaker: HostBreaker, at: float) -> None:
+        breaker.ejections += 1
+        longest = max(MAX_EJECTION_S, self._config.base_ejection_s)
+        breaker.state = "open"
+        breaker.opened_at = at
+        breaker.open_until = at + min(self._config.base_ejection_s * breaker.ejections, longest)
+        breaker.streak, breaker.passed, breaker.probes = 0, 0, 0
+        breaker.window.clear()
