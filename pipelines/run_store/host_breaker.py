@@ -1,4 +1,4 @@
-"""Circuit breakers of the http hosts that steps call, in Envoy's terms. Pure and replayed: they live off logged results.
+"""Circuit breakers of the http hosts that steps call, in Envoy's terms. Pure: they live off logged results.
 
     closed ──trip──▶ open ──time──▶ half_open ──enough successes──▶ closed
                       ▲                 │
