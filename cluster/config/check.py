@@ -128,7 +128,7 @@ def compile_cel(expression: str) -> str | None:
         cel.compile(expression)
     except Exception as error:
         # The parser raises ValueError, and whatever its Rust side throws on odd input: all mean the same to a user.
-        reason = str(error).splitlines()[0].removeprefix(f"Failed to parse expression '{expression}': ")
+        reason = str(error).splitlines()[0].split("Syntax error:", 1)[-1].split(" expecting", 1)[0].strip()
         return f"not a CEL expression: {reason}"
     return None
 

@@ -23,8 +23,11 @@ def problems_of(
 ) -> list[Problem]:
     """One problem per place. `more_keys` adds keys that the loader accepts beside a model's own fields (shorthands)."""
     found: dict[tuple[str, int, str], Problem] = {}
-    for item in error.errors(include_url=False, include_input=False):
+    items = error.errors(include_url=False, include_input=False)
+    for item in items:
         loc = tuple(item["loc"])
+        if item["type"] == "too_short" and any(other["loc"][: len(loc)] == loc for other in items if other is not item):
+            continue  # its items were wrong: pydantic counts only the good ones
         mark, path = locate(tree, loc)
         message, suggestion = item["msg"].removeprefix("Value error, "), None
         if item["type"] == "extra_forbidden":

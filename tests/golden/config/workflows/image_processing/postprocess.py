@@ -1,0 +1,2 @@
+def main(input, context):
+    return {"caption": input["generate_caption"].strip()}
