@@ -1,10 +1,13 @@
-"""The bucket port: the five operations that everything durable is built on."""
+"""The bucket port: the few operations that everything durable is built on."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Protocol
 
-__all__ = ["Bucket"]
+from cluster.errors import InvalidInput
+
+__all__ = ["Bucket", "check_key"]
 
 
 class Bucket(Protocol):
@@ -38,4 +41,23 @@ class Bucket(Protocol):
         """All keys that start with `prefix` and sort after `start_after`, in order."""
         ...
 
+    async def size(self, key: str) -> int:
+        """The object's length in bytes, without reading it. Raises `ObjectNotFound`."""
+        ...
+
+    async def upload(self, key: str, path: Path) -> None:
+        """Like `put`, from a local file of any size that is never held in memory."""
+        ...
+
+    async def download(self, key: str, path: Path) -> None:
+        """Like `get`, into a local file that is made or overwritten. Raises `ObjectNotFound`."""
+        ...
+
     async def close(self) -> None: ...
+
+
+def check_key(key: str) -> str:
+    """The key itself, when it is a relative path without empty, `.` or `..` parts. Raises `InvalidInput`."""
+    if not key or "\\" in key or "\0" in key or any(part in ("", ".", "..") for part in key.split("/")):
+        raise InvalidInput(f"{key!r} is not an object key: use a relative path without empty, '.' or '..' parts")
+    return key
