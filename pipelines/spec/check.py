@@ -1,22 +1,19 @@
-"""What can be known wrong about a workflow before it runs: references, cycles, names, limits, scripts. Pure."""
+"""What can be known wrong about a workflow before it runs, in its place in the file: the graph's mistakes, and those in
+scripts, inputs of models, limits and nesting. Pure."""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from graphlib import CycleError, TopologicalSorter
 from pathlib import PurePosixPath
 from typing import Any
 
 from cluster.config.models import Signature
 from cluster.config.problems import Problem, closest
 from cluster.config.source import Mark
-from cluster.errors import HeadraceError
-from pipelines.spec.cel import compile_expression
+from pipelines.spec import graph
 from pipelines.spec.models import StepSpec, WorkflowSpec
-from pipelines.spec.templates import compile_template
-from pipelines.spec.values import Ref
 
 __all__ = ["Known", "check_workflow", "nesting_problems"]
 
@@ -24,9 +21,6 @@ Place = tuple[Mark, tuple[str, ...]]
 Locate = Callable[..., Place]
 Path = tuple[str | int, ...]
 
-STEP_FIELDS = frozenset({"output", "state", "error", "chosen", "attempts", "items", "id"})
-"""What a template may ask of a step."""
-_TEMPLATES = ("input", "parameters", "url", "headers", "query", "body", "message")
 _JSON_TYPES: dict[str, tuple[type, ...]] = {
     "string": (str,),
     "integer": (int,),
@@ -51,6 +45,16 @@ class Known:
     max_nesting: int = 8
     max_parallel_steps: int | None = None
 
+    def graph(self) -> graph.Known:
+        """The part that the graph's own checks look at."""
+        return graph.Known(
+            models=self.models,
+            workflows=self.workflows,
+            queues=self.queues,
+            images=self.images,
+            max_foreach_items=self.max_foreach_items,
+        )
+
 
 @dataclass
 class _Checker:
@@ -58,8 +62,6 @@ class _Checker:
     locate: Locate
     known: Known
     problems: list[Problem] = field(default_factory=list)
-    edges: dict[str, set[str]] = field(default_factory=dict)
-    """Step id → ids that must end before it."""
 
     def say(self, path: Path, message: str, suggestion: str | None = None) -> None:
         mark, real = self.locate(*path)
@@ -72,166 +74,24 @@ def check_workflow(
     """All the problems of one workflow. `locate(*path)` gives the place of a key below `workflow:`; `scripts` are the
     Python files beside it by relative name (None: not looked at); `file` is the YAML file's name as shown."""
     checker = _Checker(spec, locate, known)
-    ids = [step.id for step in spec.steps]
+    for problem in graph.check_workflow(spec, known=known.graph()):
+        checker.say(problem.path, problem.message, problem.suggestion)
     for index, step in enumerate(spec.steps):
-        if step.id in ids[:index]:
-            checker.say(("steps", index, "id"), f"two steps have the id {step.id!r}", "rename one of them")
-    checker.edges = {step_id: set() for step_id in ids}
-    for index, step in enumerate(spec.steps):
-        _check_references(checker, index, step)
         _check_names(checker, index, step)
         if scripts is not None and step.type == "python_script":
             _check_script(checker, index, step, scripts, file)
-    if spec.has_output:
-        _refs(checker, ("output",), _template(checker, ("output",), spec.output), step=None)
-    if spec.queue is not None:
-        _name(checker, ("queue",), "queue", spec.queue, known.queues)
+    if spec.queue is not None and known.queues is not None and spec.queue not in known.queues:
+        hint = closest(spec.queue, known.queues) or f"there are: {', '.join(sorted(known.queues)) or 'none'}"
+        checker.say(("queue",), f"there is no queue {spec.queue!r}", hint)
     _check_inputs(checker)
-    _check_cycle(checker)
     return checker.problems
-
-
-def _template(checker: _Checker, path: Path, value: Any) -> Iterator[tuple[Path, Ref]]:
-    """Every reference in a value, with the path of the string that holds it."""
-    if isinstance(value, Mapping):
-        for key, child in value.items():
-            yield from _template(checker, path, str(key))
-            yield from _template(checker, (*path, str(key)), child)
-    elif isinstance(value, list | tuple):
-        for position, child in enumerate(value):
-            yield from _template(checker, (*path, position), child)
-    elif isinstance(value, str):
-        try:
-            refs = compile_template(value).refs
-        except HeadraceError as error:
-            checker.say(path, error.message)
-            return
-        for ref in refs:
-            yield path, ref
-
-
-def _expression(checker: _Checker, path: Path, source: str | None) -> Iterator[tuple[Path, Ref]]:
-    if source is None:
-        return
-    try:
-        refs = compile_expression(source).refs
-    except HeadraceError as error:
-        checker.say(path, error.message)
-        return
-    for ref in refs:
-        yield path, ref
-
-
-def _check_references(checker: _Checker, index: int, step: StepSpec) -> None:
-    here: Path = ("steps", index)
-    edges = checker.edges[step.id]
-    for position, other in enumerate(step.depends_on):
-        if _step_exists(checker, (*here, "depends_on", position), other, step):
-            edges.add(other)
-    if step.on_error.goto is not None:
-        if step.on_error.goto == step.id:
-            checker.say((*here, "on_error"), "a step cannot handle its own failure: use `retry`")
-        elif _step_exists(checker, (*here, "on_error", "goto"), step.on_error.goto, step):
-            checker.edges[step.on_error.goto].add(step.id)
-    for name in _TEMPLATES:
-        value = getattr(step, name)
-        if name in step.model_fields_set and value is not None:
-            _refs(checker, (*here, name), _template(checker, (*here, name), value), step=step)
-    if step.foreach is not None:
-        place: Path = (*here, "foreach", "items")
-        _refs(checker, place, _template(checker, place, step.foreach.items), step=step, inside=False)
-        if isinstance(step.foreach.items, list) and len(step.foreach.items) > checker.known.max_foreach_items:
-            checker.say(
-                place,
-                f"{len(step.foreach.items)} items; at most {checker.known.max_foreach_items} are allowed",
-                "raise limits.max_foreach_items, or split the list by a nested workflow",
-            )
-    if step.concurrency is not None:
-        place = (*here, "concurrency", "key")
-        _refs(checker, place, _template(checker, place, step.concurrency.key), step=step)
-    if step.loop is not None:
-        place = (*here, "loop", "initial")
-        _refs(checker, place, _template(checker, place, step.loop.initial), step=step, inside=False)
-        place = (*here, "loop", "until")
-        _refs(checker, place, _expression(checker, place, step.loop.until), step=step)
-    _refs(checker, (*here, "when"), _expression(checker, (*here, "when"), step.when), step=step, inside=False)
-
-
-def _refs(
-    checker: _Checker,
-    path: Path,
-    refs: Iterator[tuple[Path, Ref]],
-    *,
-    step: StepSpec | None,
-    inside: bool = True,
-) -> None:
-    """Check references; those to steps become edges. `inside`: `item` and `loop` may be used here."""
-    for place, ref in refs:
-        if ref.root == "steps":
-            if ref.step is None:
-                checker.say(place, "`steps` alone is no value", "write {{steps.<id>.output}}")
-                continue
-            if not _step_exists(checker, place, ref.step, step):
-                continue
-            if len(ref.path) > 2 and str(ref.path[2]) not in STEP_FIELDS:
-                checker.say(
-                    place,
-                    f"`{ref}`: a step has no {str(ref.path[2])!r}",
-                    closest(str(ref.path[2]), STEP_FIELDS) or f"write {{{{steps.{ref.step}.output.{ref.path[2]}}}}}",
-                )
-            if step is not None:
-                checker.edges[step.id].add(ref.step)
-        elif ref.root in ("input", "inputs"):
-            declared = checker.spec.inputs
-            if declared is not None and len(ref.path) > 1 and str(ref.path[1]) not in declared:
-                checker.say(
-                    place,
-                    f"`{ref}`: the workflow declares no input {str(ref.path[1])!r}",
-                    closest(str(ref.path[1]), declared) or f"declared are: {', '.join(declared) or 'none'}",
-                )
-        elif ref.root in ("item", "index"):
-            if step is None or step.foreach is None or not inside:
-                checker.say(place, f"`{ref.root}` exists only in a step with `foreach`")
-        elif ref.root == "loop" and (step is None or step.loop is None or not inside):
-            checker.say(place, "`loop` exists only in a step with `loop`")
-
-
-def _step_exists(checker: _Checker, path: Path, other: str, step: StepSpec | None) -> bool:
-    if step is not None and other == step.id:
-        checker.say(path, f"step {step.id!r} waits for itself")
-        return False
-    if other not in checker.edges:
-        known = [name for name in checker.edges if step is None or name != step.id]
-        checker.say(path, f"there is no step {other!r}", closest(other, known) or f"steps: {', '.join(checker.edges)}")
-        return False
-    return True
-
-
-def _name(checker: _Checker, path: Path, kind: str, name: str, there: Collection[str] | None) -> None:
-    if there is None or name in there or "{{" in name:
-        return
-    hint = closest(name, there) or f"there are: {', '.join(sorted(there)) or 'none'}"
-    checker.say(path, f"no {kind} {name!r} in this environment", hint)
 
 
 def _check_names(checker: _Checker, index: int, step: StepSpec) -> None:
     here: Path = ("steps", index)
-    known = checker.known
     if step.model is not None:
-        _name(checker, (*here, "model"), "model or route", step.model, known.models)
         _check_model_input(checker, (*here, "input"), step)
-    if step.queue is not None:
-        _name(checker, (*here, "queue"), "queue", step.queue, known.queues)
-    if step.workflow is not None:
-        _name(checker, (*here, "workflow"), "workflow", step.workflow, known.workflows)
-    if step.image is not None and known.images is not None and step.image not in known.images:
-        checker.say(
-            (*here, "image"),
-            f"no image {step.image!r} in this environment",
-            closest(step.image, known.images)
-            or f"add it under `images:` of the environment, for example `{step.image}: {{local: true}}`",
-        )
-    wide, most = step.foreach.max_parallel if step.foreach is not None else None, known.max_parallel_steps
+    wide, most = step.foreach.max_parallel if step.foreach is not None else None, checker.known.max_parallel_steps
     if wide is not None and most is not None and wide > most:
         checker.say((*here, "foreach", "max_parallel"), f"{wide} is over limits.max_parallel_steps ({most})")
     if step.url is not None and "{{" not in step.url and not step.url.startswith(("http://", "https://")):
@@ -288,20 +148,6 @@ def _check_inputs(checker: _Checker) -> None:
             checker.say(("inputs", name, "default"), f"the default {spec.default!r} is not of type {spec.type}")
         if spec.enum is not None and spec.default not in spec.enum:
             checker.say(("inputs", name, "default"), f"the default {spec.default!r} is none of {list(spec.enum)}")
-
-
-def _check_cycle(checker: _Checker) -> None:
-    try:
-        TopologicalSorter(checker.edges).prepare()
-    except CycleError as error:
-        # graphlib gives [a, b, …, a] in which each must end before the next.
-        names: list[str] = list(error.args[1])
-        index = next(i for i, step in enumerate(checker.spec.steps) if step.id == names[1])
-        checker.say(
-            ("steps", index),
-            f"the steps wait for each other in a circle: {' → '.join(names)}",
-            "remove one of these references",
-        )
 
 
 def _check_script(checker: _Checker, index: int, step: StepSpec, scripts: Mapping[str, str], file: str) -> None:
