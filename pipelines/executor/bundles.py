@@ -95,7 +95,7 @@ class BundleCache:
             try:
                 made.rename(target)
             except OSError:
-                # Another process was first, or an earlier one died half-way (impossible by the rename): use what is there.
+                # Another process was first: use what is there.
                 if not (target / ".complete").exists():
                     raise
         finally:

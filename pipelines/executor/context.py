@@ -74,15 +74,12 @@ class Context:
 
         `name` defaults to the path's name; the media type to what the name suggests. Raises `StorageUnavailable`.
         """
+        name = name or (data.name if isinstance(data, Path) else f"{self.step_id}.bin")
+        media_type = media_type or media_type_of(name)
         if isinstance(data, Path):
-            name = name or data.name
-            content = data.read_bytes()
-        else:
-            content = data.encode() if isinstance(data, str) else bytes(data)
-        name = name or f"{self.step_id}.bin"
-        return self._make_file(
-            self._blobs.put_blocking(content, media_type=media_type or media_type_of(name), name=name)
-        )
+            return self._make_file(self._blobs.put_file_blocking(data, media_type=media_type, name=name))
+        content = data.encode() if isinstance(data, str) else bytes(data)
+        return self._make_file(self._blobs.put_blocking(content, media_type=media_type, name=name))
 
     def client(self) -> Any:
         """A `headrace.Client` over the cluster's own handles: no address and no key needed."""

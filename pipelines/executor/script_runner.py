@@ -106,7 +106,7 @@ class ScriptRunner:
 
     def _call(self, attempt: Attempt, callable_path: str | None, scratch: _Scratch) -> Any:
         def make_file(reference: Mapping[str, Any]) -> File:
-            return File(reference, self.blobs.get_blocking, scratch)
+            return File(reference, self.blobs, scratch)
 
         folder: Path | None = None
         context = Context(
@@ -170,7 +170,8 @@ class ScriptRunner:
         if not path.is_relative_to(folder.resolve()) or not path.is_file():
             there = ", ".join(sorted(p.name for p in folder.glob("*.py"))) or "no .py file"
             raise ScriptNotFound(
-                f"step {attempt.step_id}: no script {name} in the folder of workflow {attempt.workflow} (there: {there})"
+                f"step {attempt.step_id}: no script {name} in the folder of workflow {attempt.workflow} "
+                f"(there: {there})"
             )
         module_name = f"headrace_bundle_{folder.name[:16]}_{name.removesuffix('.py').replace('/', '_')}"
         module = sys.modules.get(module_name)
@@ -298,16 +299,18 @@ def _time_limit(timeout_s: float | None, grace_s: float) -> Iterator[None]:
         return
     in_main = threading.current_thread() is threading.main_thread()
     faulthandler.dump_traceback_later(timeout_s + grace_s, exit=True, file=sys.__stderr__ or sys.stderr)
-    previous: Any = None
-    if in_main:
-        previous = signal.signal(signal.SIGALRM, _raise_timed_out)
-        signal.setitimer(signal.ITIMER_REAL, timeout_s)
     try:
-        yield
-    finally:
-        if in_main:
+        if not in_main:
+            yield
+            return
+        previous: Any = signal.signal(signal.SIGALRM, _raise_timed_out)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, timeout_s)
+            yield
+        finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, previous)
+    finally:
         faulthandler.cancel_dump_traceback_later()
 
 

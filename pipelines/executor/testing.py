@@ -3,18 +3,44 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from cluster.errors import HeadraceError
+from cluster.errors import HeadraceError, ObjectNotFound
 from pipelines.executor.errors import StepError
 from pipelines.executor.port import Attempt, Outcome
 
-__all__ = ["FakeExecutor"]
+__all__ = ["FakeExecutor", "MemoryBlobs"]
 
 Answer = Outcome | BaseException | Callable[[Attempt], Any] | Any
+
+
+@dataclass
+class MemoryBlobs:
+    """`Blobs` in a dict, by SHA-256."""
+
+    data: dict[str, bytes] = field(default_factory=dict)
+
+    def get_blocking(self, reference: Mapping[str, Any]) -> bytes:
+        try:
+            return self.data[reference["$blob"]]
+        except KeyError:
+            raise ObjectNotFound(f"no blob {reference['$blob']}") from None
+
+    def put_blocking(self, data: bytes, *, media_type: str, name: str) -> dict[str, Any]:
+        digest = hashlib.sha256(data).hexdigest()
+        self.data[digest] = data
+        return {"$blob": digest, "size": len(data), "media_type": media_type, "name": name}
+
+    def fetch_blocking(self, reference: Mapping[str, Any], path: Path) -> None:
+        path.write_bytes(self.get_blocking(reference))
+
+    def put_file_blocking(self, path: Path, *, media_type: str, name: str) -> dict[str, Any]:
+        return self.put_blocking(path.read_bytes(), media_type=media_type, name=name)
 
 
 @dataclass

@@ -17,7 +17,17 @@ import orjson
 
 from pipelines.executor.errors import OutputTooLarge, ResultNotSerialisable
 
-__all__ = ["BlobReader", "Blobs", "File", "blob_bytes", "is_reference", "pack_output", "references", "resolve", "to_json"]
+__all__ = [
+    "BlobReader",
+    "Blobs",
+    "File",
+    "blob_bytes",
+    "is_reference",
+    "pack_output",
+    "references",
+    "resolve",
+    "to_json",
+]
 
 MAX_DEPTH = 200
 
@@ -29,12 +39,20 @@ class BlobReader(Protocol):
         """The bytes behind a reference. Raises `ObjectNotFound`, `CorruptObject` or `StorageUnavailable`."""
         ...
 
+    def fetch_blocking(self, reference: Mapping[str, Any], path: Path) -> None:
+        """The same, written to a local file without holding it in memory."""
+        ...
+
 
 class Blobs(BlobReader, Protocol):
     """Blocking read and write access, as a worker has it."""
 
     def put_blocking(self, data: bytes, *, media_type: str, name: str) -> dict[str, Any]:
         """Stores the bytes under their hash (storing them twice is one blob) and returns the reference."""
+        ...
+
+    def put_file_blocking(self, path: Path, *, media_type: str, name: str) -> dict[str, Any]:
+        """The same for a local file of any size."""
         ...
 
 
@@ -45,11 +63,11 @@ class File:
     the attempt.
     """
 
-    __slots__ = ("_data", "_path", "_read", "_scratch", "reference")
+    __slots__ = ("_blobs", "_data", "_path", "_scratch", "reference")
 
-    def __init__(self, reference: Mapping[str, Any], read: Callable[[Mapping[str, Any]], bytes], scratch: Scratch):
+    def __init__(self, reference: Mapping[str, Any], blobs: BlobReader, scratch: Scratch):
         self.reference = dict(reference)
-        self._read = read
+        self._blobs = blobs
         self._scratch = scratch
         self._data: bytes | None = None
         self._path: Path | None = None
@@ -69,7 +87,7 @@ class File:
     def read_bytes(self) -> bytes:
         """The whole content."""
         if self._data is None:
-            self._data = self._read(self.reference)
+            self._data = self._blobs.get_blocking(self.reference)
         return self._data
 
     def read_text(self, encoding: str = "utf-8") -> str:
@@ -82,8 +100,9 @@ class File:
         if self._path is None:
             folder = self._scratch() / self.reference["$blob"][:16]
             folder.mkdir(parents=True, exist_ok=True)
-            self._path = folder / safe_name(self.name)
-            self._path.write_bytes(self.read_bytes())
+            path = folder / safe_name(self.name)
+            self._blobs.fetch_blocking(self.reference, path)
+            self._path = path
         return self._path
 
     def __repr__(self) -> str:
@@ -115,7 +134,9 @@ def references(value: Any) -> list[Mapping[str, Any]]:
     return []
 
 
-def resolve(value: Any, read: Callable[[Mapping[str, Any]], bytes], make_file: Callable[[Mapping[str, Any]], Any]) -> Any:
+def resolve(
+    value: Any, read: Callable[[Mapping[str, Any]], bytes], make_file: Callable[[Mapping[str, Any]], Any]
+) -> Any:
     """The value with spilled parts read back in, and every other reference turned into `make_file(reference)`."""
     if is_reference(value):
         if value.get("spilled"):
@@ -195,7 +216,9 @@ def pack_output(
         data = orjson.dumps(plain)
     except (TypeError, ValueError) as error:
         # Lone surrogates and the like: text that has no UTF-8 form.
-        raise ResultNotSerialisable(f"the result cannot be stored as JSON: {error}", details={"path": "output"}) from None
+        raise ResultNotSerialisable(
+            f"the result cannot be stored as JSON: {error}", details={"path": "output"}
+        ) from None
     if len(data) <= threshold:
         return plain
     if len(data) > limit:

@@ -1,0 +1,38 @@
+"""What a worker process keeps between attempts: its blob store and its loaded scripts. Knows no Ray."""
+
+from __future__ import annotations
+
+from cluster.config.loader import process_environment
+from cluster.config.models import SecretRef
+from cluster.config.secrets import Secrets
+from cluster.storage import open_bucket
+from pipelines.executor.bucket_blobs import BucketBlobs
+from pipelines.executor.script_runner import ScriptRunner
+from pipelines.executor.settings import ExecutorSettings
+
+__all__ = ["blobs_of", "runner_of"]
+
+_RUNNERS: dict[int, tuple[ExecutorSettings, ScriptRunner]] = {}
+
+
+def runner_of(settings: ExecutorSettings) -> ScriptRunner:
+    """This process's script runner for an environment; made on first use."""
+    known = _RUNNERS.get(id(settings))
+    if known is None:
+        # The settings object is kept with its runner, so its id cannot be reused.
+        known = _RUNNERS[id(settings)] = (
+            settings,
+            ScriptRunner(blobs=blobs_of(settings), limits=settings.limits, client_factory=settings.client_factory),
+        )
+    return known[1]
+
+
+def blobs_of(settings: ExecutorSettings) -> BucketBlobs:
+    """A blocking blob store with the secrets that this process can see. Raises `InvalidConfig` when one is missing."""
+    secrets = Secrets.open(process_environment())
+
+    def resolve(reference: SecretRef) -> str | None:
+        value = secrets.resolve(reference)
+        return None if value is None else value.get_secret_value()
+
+    return BucketBlobs(open_bucket(settings.storage, resolve_secret=resolve))
