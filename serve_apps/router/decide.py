@@ -124,10 +124,22 @@ class Live:
 class CompiledModel:
     """One model of the table, with what is the same for all its requests worked out."""
 
-    __slots__ = ("admitted", "by_version", "config", "entry", "experiment", "name", "only", "pairs", "sticky_header")
+    __slots__ = (
+        "admitted",
+        "by_version",
+        "config",
+        "entry",
+        "experiment",
+        "name",
+        "only",
+        "pairs",
+        "revision",
+        "sticky_header",
+    )
 
-    def __init__(self, entry: ModelEntry):
+    def __init__(self, entry: ModelEntry, revision: int = 0):
         self.entry = entry
+        self.revision = revision
         self.name = entry.name
         self.config = entry.config
         self.by_version = dict(entry.versions)
@@ -150,7 +162,7 @@ class CompiledTable:
 
     def __init__(self, table: RoutingTable, *, load: Callable[[str], Callable[..., Any]]):
         self.table = table
-        self.models = {name: CompiledModel(entry) for name, entry in table.models.items()}
+        self.models = {name: CompiledModel(entry, table.revision) for name, entry in table.models.items()}
         self.routes: dict[str, CompiledRoute] = {}
         self.broken: dict[str, InvalidConfig] = {}
         for name, route in table.routes.items():

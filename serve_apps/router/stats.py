@@ -66,7 +66,7 @@ class Flow:
         self.requests = self.errors = self.in_flight = self.probes = 0
         self.seconds = 0.0
         self.buckets = [0] * (len(BUCKETS_S) + 1)
-        self.outcomes: dict[str, int] = {}
+        self.outcomes: dict[tuple[str, str], int] = {}
         self.latency_s: float | None = None
         self.error_rate = 0.0
         self.cost = 0.0
@@ -74,11 +74,12 @@ class Flow:
 
 @dataclass(frozen=True, slots=True)
 class MetricRow:
-    """Growth of one flow since the last drain. `buckets` are counts per bucket of `BUCKETS_S` plus one for the rest."""
+    """Growth of one flow since the last drain. `outcomes` counts by (rule, outcome); `buckets` are counts per bucket of
+    `BUCKETS_S` plus one for the rest."""
 
     model: str
     version: str
-    outcomes: dict[str, int]
+    outcomes: dict[tuple[str, str], int]
     buckets: tuple[int, ...]
     seconds: float
     in_flight: int
@@ -94,8 +95,9 @@ class RouterStats:
         self._by_model: dict[str, list[Flow]] = {}
         self._answers: OrderedDict[str, Answer] = OrderedDict()
         self._arrivals: dict[str, int] = {}
-        self.rules: dict[str, int] = {}
-        self.retries = self.fallbacks = self.hedges = self.mirrored = self.mirror_dropped = 0
+        self.retries: dict[tuple[str, str], int] = {}
+        self.fallbacks: dict[tuple[str, str], int] = {}
+        self.hedges = self.mirrored = self.mirror_dropped = 0
         self._seq = 0
 
     def arrived(self, model: str) -> None:
@@ -116,17 +118,18 @@ class RouterStats:
         return found
 
     def finished(
-        self, flow: Flow, *, revision: int, half_open: bool, latency_s: float, outcome: str, failed: bool
+        self, flow: Flow, *, revision: int, half_open: bool, latency_s: float, rule: str, outcome: str, failed: bool
     ) -> None:
-        """One request of `flow` has its answer. `outcome`: `ok` or an error's code; `failed`: it counts against the
-        version."""
+        """One request of `flow` has its answer. `outcome`: `success` or an error's code; `failed`: it counts against
+        the version."""
         key = (flow.model, flow.version, revision, half_open)
         counters = self._counters.get(key)
         if counters is None:
             counters = self._counters[key] = Counters(*key)
         counters.requests += 1
         flow.requests += 1
-        flow.outcomes[outcome] = flow.outcomes.get(outcome, 0) + 1
+        slot = (rule, outcome)
+        flow.outcomes[slot] = flow.outcomes.get(slot, 0) + 1
         if failed:
             counters.errors += 1
             counters.trailing_failures += 1
@@ -134,7 +137,7 @@ class RouterStats:
             flow.error_rate += _SMOOTHING * (1.0 - flow.error_rate)
         else:
             flow.error_rate -= _SMOOTHING * flow.error_rate
-            if outcome == "ok":
+            if outcome == "success":
                 counters.trailing_failures = 0
                 self._sample(counters, 1000.0 * latency_s)
                 known = flow.latency_s
@@ -195,15 +198,18 @@ class RouterStats:
                 flow.seconds = 0.0
         return rows
 
-    def take_counts(self) -> dict[str, int]:
-        """Retries, fallbacks, hedges and mirrored requests since the last call."""
-        names = ("retries", "fallbacks", "hedges", "mirrored", "mirror_dropped")
-        counts = {name: int(getattr(self, name)) for name in names}
-        for name in names:
-            setattr(self, name, 0)
-        return counts
+    def retried(self, model: str, reason: str) -> None:
+        self.retries[(model, reason)] = self.retries.get((model, reason), 0) + 1
 
-    def take_rules(self) -> dict[str, int]:
-        """How often each rule decided since the last call."""
-        rules, self.rules = self.rules, {}
-        return rules
+    def fell_back(self, model: str, fallback: str) -> None:
+        self.fallbacks[(model, fallback)] = self.fallbacks.get((model, fallback), 0) + 1
+
+    def take_retries(self) -> dict[tuple[str, str], int]:
+        """Retries by (model, error code) since the last call."""
+        taken, self.retries = self.retries, {}
+        return taken
+
+    def take_fallbacks(self) -> dict[tuple[str, str], int]:
+        """Answers of other models by (model, fallback) since the last call."""
+        taken, self.fallbacks = self.fallbacks, {}
+        return taken

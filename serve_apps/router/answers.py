@@ -1,0 +1,47 @@
+"""What the router hands back: a result or a stream, and who was chosen for it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+from serve_apps.protocol import InferResult, StreamChunk
+
+__all__ = ["Answer", "Chosen", "StreamAnswer"]
+
+
+@dataclass(slots=True)
+class Chosen:
+    """Who answered, and how it came to that. `attempts` counts hops. Empty `version`: nobody could be asked."""
+
+    model: str
+    version: str = ""
+    rule: str = ""
+    attempts: int = 0
+    why: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "version": self.version,
+            "rule": self.rule,
+            "attempts": self.attempts,
+            "why": list(self.why),
+        }
+
+
+@dataclass(slots=True)
+class Answer:
+    """A result (with outputs or an error, never raised), and who was chosen."""
+
+    result: InferResult
+    chosen: Chosen
+
+
+@dataclass(slots=True)
+class StreamAnswer:
+    """A stream whose first chunk has come, so that its choice is final. Closing `chunks` cancels the work."""
+
+    chosen: Chosen
+    chunks: AsyncIterator[StreamChunk]
