@@ -1,0 +1,113 @@
+"""The control plane as a detached Ray actor: opens the bucket and the log, and delegates everything in one line."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+from typing import Any
+
+from cluster.clock import SystemClock, SystemIds
+from cluster.config.loader import process_environment
+from cluster.config.models import SecretRef
+from cluster.config.secrets import Secrets
+from cluster.config.wire import from_wire
+from cluster.log import DurableLog
+from cluster.storage import open_bucket
+from cluster.storage.probe import check_bucket
+from serve_apps.control.core import Core
+from serve_apps.control.deployer import ServeDeployer
+from serve_apps.control.service import ControlPlane
+from serve_apps.table import RoutingTable
+
+__all__ = ["LOG_PREFIX", "ControlActor"]
+
+LOG_PREFIX = "control/"
+_log = logging.getLogger(__name__)
+
+
+class ControlActor:
+    """Undecorated; `bootstrap` makes it an actor. Every call waits until the log has been read."""
+
+    def __init__(self, wire: dict[str, Any]):
+        self._wire = wire
+        self._plane: ControlPlane | None = None
+        self._failed: BaseException | None = None
+        self._started = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    async def _live(self) -> None:
+        config = from_wire(self._wire)
+        clock = SystemClock()
+        ids = SystemIds(clock)
+        known = Secrets.open(process_environment())
+
+        def secret(reference: SecretRef) -> str | None:
+            value = known.resolve(reference)
+            return value.get_secret_value() if value else None
+
+        bucket = open_bucket(config.storage, resolve_secret=secret)
+        await check_bucket(bucket, ids=ids)
+        journal, recovered = await DurableLog.open(bucket, LOG_PREFIX, clock=clock, ids=ids)
+        core = Core(
+            journal=journal,
+            deployer=ServeDeployer(),
+            clock=clock,
+            ids=ids,
+            snapshot=recovered.snapshot,
+            records=recovered.records,
+            snapshot_every=config.state.snapshot_every,
+            on_fenced=_stop_process,
+        )
+        plane = ControlPlane(core, bucket=bucket, random_key=lambda: secrets.token_urlsafe(32))
+        await plane.adopt(self._wire)
+        self._plane = plane
+        self._started.set()
+        await plane.run()
+
+    async def _ready(self) -> ControlPlane:
+        if self._task is None:
+            self._task = asyncio.create_task(self._live(), name="control plane")
+            self._task.add_done_callback(self._ended)
+        await self._started.wait()
+        if self._plane is None:
+            assert self._failed is not None
+            raise self._failed
+        return self._plane
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            _log.error("the control plane could not go on: %s", error)
+            self._failed = error
+            self._plane = None
+            self._task = None if not self._started.is_set() else self._task
+            self._started.set()
+
+    async def ping(self) -> str:
+        """Return once the state has been recovered."""
+        await self._ready()
+        return "ok"
+
+    async def pid(self) -> int:
+        """The process, for tests that kill it."""
+        return os.getpid()
+
+    async def adopt(self, wire: dict[str, Any]) -> None:
+        self._wire = wire
+        await (await self._ready()).adopt(wire)
+
+    async def watch(self, revision: int, timeout_s: float) -> RoutingTable | None:
+        return await (await self._ready()).watch(revision, timeout_s)
+
+    async def report(self, router_id: str, stats: dict[str, Any]) -> None:
+        await (await self._ready()).report(router_id, stats)
+
+    async def call(self, method: str, payload: dict[str, Any]) -> dict[str, Any]:
+        return await (await self._ready()).call(method, payload)
+
+
+def _stop_process() -> None:
+    """Another owner has the log: this process must not go on. If it is this actor's own next life, that one runs."""
+    os._exit(1)

@@ -1,0 +1,138 @@
+"""The deployer over Ray Serve: one application per version, started and removed without touching the others."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cluster.errors import DeadlineExceeded, HeadraceError, InvalidConfig, Unavailable
+from serve_apps.control.ports import AppSpec, AppStatus
+from serve_apps.protocol import InferRequest, InferResult
+
+__all__ = ["ServeDeployer"]
+
+_log = logging.getLogger(__name__)
+
+_STATES: Mapping[str, str] = {
+    "NOT_STARTED": "starting",
+    "DEPLOYING": "starting",
+    "RUNNING": "running",
+    "DEPLOY_FAILED": "failed",
+    "UNHEALTHY": "unhealthy",
+    "DELETING": "deleting",
+}
+
+
+class ServeDeployer:
+    """Implements `Deployer`. Serve's calls block, so each runs in a thread; deployments go one after another."""
+
+    def __init__(self) -> None:
+        self._one_at_a_time = threading.Lock()
+        self._handles: dict[str, Any] = {}
+
+    async def deploy(self, spec: AppSpec) -> None:
+        await asyncio.to_thread(self._deploy, spec)
+
+    def _deploy(self, spec: AppSpec) -> None:
+        from ray import serve
+
+        from serve_apps.hosts.app import build_app
+
+        try:
+            application = build_app(
+                app=spec.app,
+                model=spec.model,
+                version=spec.version,
+                task=spec.task,
+                config=spec.config,
+                signature=spec.signature,
+            )
+        except HeadraceError:
+            raise
+        except Exception as error:
+            raise InvalidConfig(f"{spec.model} {spec.version}: {type(error).__name__}: {error}") from error
+        with self._one_at_a_time:
+            try:
+                serve.run_many(
+                    [serve.RunTarget(target=application, name=spec.app, route_prefix=None)],
+                    wait_for_applications_running=False,
+                )
+            except HeadraceError:
+                raise
+            except Exception as error:
+                raise Unavailable(f"Serve refused {spec.app}: {_shorten(str(error))}") from error
+
+    async def statuses(self) -> Mapping[str, AppStatus]:
+        return await asyncio.to_thread(self._statuses)
+
+    def _statuses(self) -> dict[str, AppStatus]:
+        from ray import serve
+
+        try:
+            overview = serve.status()
+        except Exception as error:
+            raise Unavailable(f"Serve does not answer: {_shorten(str(error))}") from error
+        found = {}
+        for name, app in overview.applications.items():
+            counts = [deployment.replica_states for deployment in app.deployments.values()]
+            running = sum(int(states.get("RUNNING", 0)) for states in counts)
+            wanted = sum(sum(int(number) for number in states.values()) for states in counts)
+            messages = [app.message, *(deployment.message for deployment in app.deployments.values())]
+            text = next((message for message in reversed(messages) if message), "")
+            found[name] = AppStatus(
+                state=_STATES.get(app.status.value, "starting"),  # type: ignore[arg-type]
+                message=reason_of(text),
+                running=running,
+                wanted=wanted,
+            )
+        return found
+
+    async def delete(self, app: str) -> None:
+        self._handles.pop(app, None)
+        await asyncio.to_thread(self._delete, app)
+
+    def _delete(self, app: str) -> None:
+        from ray import serve
+
+        try:
+            serve.delete(app, _blocking=False)
+        except Exception as error:
+            raise Unavailable(f"Serve could not delete {app}: {_shorten(str(error))}") from error
+
+    async def infer(self, app: str, requests: Sequence[InferRequest], *, timeout_s: float) -> list[InferResult]:
+        from ray import serve
+
+        try:
+            async with asyncio.timeout(timeout_s):
+                handle = self._handles.get(app)
+                if handle is None:
+                    handle = self._handles[app] = await asyncio.to_thread(serve.get_app_handle, app)
+                results: list[InferResult] = await handle.infer.remote(list(requests))
+                return results
+        except TimeoutError:
+            raise DeadlineExceeded(f"{app} did not answer within {timeout_s:g} s") from None
+        except HeadraceError:
+            raise
+        except Exception as error:
+            self._handles.pop(app, None)
+            raise Unavailable(f"{app} cannot be reached: {_shorten(str(error))}") from error
+
+
+_TRACE_END = re.compile(
+    r"^(?:\w+\.)*\w*(?:Error|Exception|Exit|Interrupt|Config|Input|Unavailable|Object|TooLarge)\b.*", re.M
+)
+
+
+def reason_of(message: str) -> str:
+    """The sentence that matters in a Serve message: the last exception's line if it holds a traceback."""
+    lines = _TRACE_END.findall(message)
+    return _shorten(lines[-1] if lines else message)
+
+
+def _shorten(text: str, limit: int = 800) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,0 +1,136 @@
+"""The control plane as a whole: table, reports, operator calls and the loop behind them. No Ray, no HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from cluster.errors import Fenced, HeadraceError, NotFound
+from cluster.storage.port import Bucket
+from serve_apps.control.core import Core
+from serve_apps.control.deployments import Deployments
+from serve_apps.control.keys import Keys
+from serve_apps.control.payload import Payload
+from serve_apps.control.supervisor import Supervisor
+from serve_apps.control.tables import build_table
+from serve_apps.table import RoutingTable
+
+__all__ = ["ControlPlane"]
+
+_log = logging.getLogger(__name__)
+_BUSY_S = 0.5
+_IDLE_S = 5.0
+
+
+class ControlPlane:
+    """`call` serves operators, `watch` and `report` serve routers; `run` is its heart-beat until `close`."""
+
+    def __init__(self, core: Core, *, bucket: Bucket, random_key: Callable[[], str], drain_s: float = 5.0):
+        self._core = core
+        self._bucket = bucket
+        self.supervisor = Supervisor(core, drain_s=drain_s)
+        self._deployments = Deployments(core)
+        self._keys = Keys(core, random_key=random_key)
+        self._table: RoutingTable | None = None
+        self._routers: dict[str, dict[str, Any]] = {}
+        self._stopping = asyncio.Event()
+        self._methods: dict[str, Callable[[Payload], Awaitable[dict[str, Any]]]] = {
+            "status": self._status,
+            "models": self._deployments.models,
+            "model": self._deployments.model,
+            "plan": self._deployments.plan,
+            "deploy": self._deployments.deploy,
+            "deployment": self._deployments.deployment,
+            "deployments": self._deployments.deployments,
+            "retire": self._deployments.retire,
+            "traffic": self._deployments.traffic,
+            "keys_create": self._keys.create,
+            "keys_list": self._keys.list,
+            "keys_revoke": self._keys.revoke,
+        }
+
+    @property
+    def core(self) -> Core:
+        return self._core
+
+    # ---- routers ----
+
+    def table(self) -> RoutingTable:
+        """The table of now."""
+        if self._table is None or self._table.revision != self._core.state.revision:
+            self._table = build_table(self._core.state)
+        return self._table
+
+    async def watch(self, revision: int, timeout_s: float) -> RoutingTable | None:
+        """A table that differs from `revision`, as soon as there is one; None after `timeout_s`."""
+        changed = await self._core.wait_change(revision, timeout_s)
+        return self.table() if changed else None
+
+    async def report(self, router_id: str, stats: Mapping[str, Any]) -> None:
+        """Take in what a router saw (`serve_apps.stats.RouterReport`)."""
+
+    # ---- operators ----
+
+    async def adopt(self, wire: Mapping[str, Any]) -> None:
+        """Take over the environment's settings from a configuration in wire form."""
+        await self._deployments.adopt(wire)
+
+    async def call(self, method: str, payload: Mapping[str, Any]) -> dict[str, Any]:
+        """One operation. A caller that goes away does not stop it half-way."""
+        handler = self._methods.get(method)
+        if handler is None:
+            raise NotFound(f"the control plane has no operation {method!r}: {', '.join(sorted(self._methods))}")
+        return await asyncio.shield(asyncio.ensure_future(handler(Payload(method, payload))))
+
+    async def _status(self, payload: Payload) -> dict[str, Any]:
+        state, now = self._core.state, self._core.now()
+        settings = state.settings or {}
+        versions = [v for model in state.models.values() for v in model.versions.values()]
+        return {
+            "environment": settings.get("environment"),
+            "revision": state.revision,
+            "models": len(state.models),
+            "versions": {
+                status: sum(1 for v in versions if v.newest is not None and v.newest.status == status)
+                for status in ("starting", "ready", "failed")
+            },
+            "draining": sorted(state.drains),
+            "releases": dict(state.active),
+            "keys": len(state.keys),
+            "routers": [
+                {"id": router, "revision": seen["revision"], "seconds_ago": round(now - seen["at"], 1)}
+                for router, seen in self._routers.items()
+            ],
+        }
+
+    # ---- life ----
+
+    async def run(self) -> None:
+        """Supervise until `close` or until another owner has taken over."""
+        while not self._stopping.is_set() and not self._core.fenced:
+            self._core.wake.clear()
+            try:
+                await self.supervisor.step()
+            except Fenced:
+                return
+            except HeadraceError as error:
+                _log.warning("the control plane's pass failed and is tried again: %s", error)
+            except Exception:
+                _log.exception("the control plane's pass failed and is tried again")
+            await self._pause(_BUSY_S if self.supervisor.busy else _IDLE_S)
+
+    async def _pause(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._core.wake.wait()
+        except TimeoutError:
+            return
+        await asyncio.sleep(0.05)  # several changes in a row need one pass only
+
+    async def close(self) -> None:
+        self._stopping.set()
+        self._core.wake.set()
+        await self.supervisor.close()
+        await self._core.journal.close()

@@ -1,0 +1,446 @@
+"""The control plane's whole state and how each fact changes it. Pure: the same facts give the same state.
+
+`apply` never refuses: what may happen is checked before a fact is written. After a crash the state is the newest
+snapshot with the facts after it applied, so `apply` must not read a clock, a random source or the cluster.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from serve_apps.control import events as e
+from serve_apps.control.breaker import BreakerSnapshot
+from serve_apps.control.prefetch import Patterns
+from serve_apps.control.release import Release, ReleasePlan, ReleaseState, next_state
+from serve_apps.control.samples import Counts
+
+__all__ = [
+    "ControlState",
+    "Deployment",
+    "FeedbackTotals",
+    "Instance",
+    "KeyState",
+    "ModelState",
+    "Promotion",
+    "VersionState",
+    "apply",
+]
+
+KEPT_DEPLOYMENTS = 50
+KEPT_RELEASES = 200
+KEPT_FEEDBACK_IDS = 20_000
+
+
+class Tolerant(BaseModel):
+    """A part of the snapshot. Unknown keys are ignored, since a newer release may have written them."""
+
+    model_config = ConfigDict(extra="ignore", protected_namespaces=())
+
+
+class Instance(Tolerant):
+    """One application that holds, or is about to hold, a version."""
+
+    app: str
+    generation: int
+    config: dict[str, Any]
+    fingerprint: str
+    status: Literal["starting", "ready", "failed"]
+    since: float
+    reason: str = ""
+    deployment: str | None = None
+
+
+class VersionState(Tolerant):
+    """`serving` answers requests; `next` starts, or is the last try that failed."""
+
+    serving: Instance | None = None
+    next: Instance | None = None
+
+    @property
+    def newest(self) -> Instance | None:
+        return self.next or self.serving
+
+
+class ModelState(Tolerant):
+    config: dict[str, Any]
+    versions: dict[str, VersionState] = Field(default_factory=dict)
+    weights: dict[str, float] = Field(default_factory=dict)
+    mirror: dict[str, float] = Field(default_factory=dict)
+    experiment: str = ""
+    planned: dict[str, Any] | None = None
+    """`{weights, mirror}` to set as soon as the versions that get traffic are ready."""
+
+
+class Deployment(Tolerant):
+    id: str
+    at: float
+    changes: list[dict[str, Any]]
+    override: str | None = None
+    state: Literal["running", "done", "failed"] = "running"
+    ended_at: float | None = None
+    waiting: list[str] = Field(default_factory=list)
+    """`model version generation` of each version that has not ended starting."""
+    failed: dict[str, str] = Field(default_factory=dict)
+
+
+class KeyState(Tolerant):
+    name: str
+    sha256: str
+    role: str
+    created_at: float
+    expires_at: float | None = None
+
+
+class Promotion(Tolerant):
+    model: str
+    version: str
+    fingerprint: str
+    at: float
+    release: str | None = None
+    override: str | None = None
+    figures: dict[str, Any] = Field(default_factory=dict)
+
+
+class FeedbackTotals(Tolerant):
+    n: int = 0
+    sum: float = 0.0
+
+
+class ControlState(Tolerant):
+    format: int = 1
+    revision: int = 0
+    """Of the routing table: grows with every fact that changes it."""
+    settings: dict[str, Any] | None = None
+    models: dict[str, ModelState] = Field(default_factory=dict)
+    generations: dict[str, int] = Field(default_factory=dict)
+    """`model version` -> its newest instance's number; kept when the version goes, so that names never come back."""
+    drains: dict[str, float] = Field(default_factory=dict)
+    """Applications that nothing routes to any more, and since when."""
+    deployments: dict[str, Deployment] = Field(default_factory=dict)
+    keys: dict[str, KeyState] = Field(default_factory=dict)
+    releases: dict[str, Release] = Field(default_factory=dict)
+    active: dict[str, str] = Field(default_factory=dict)
+    """Model -> the release that is in progress."""
+    breakers: dict[str, BreakerSnapshot] = Field(default_factory=dict)
+    promotions: dict[str, Promotion] = Field(default_factory=dict)
+    feedback: dict[str, FeedbackTotals] = Field(default_factory=dict)
+    feedback_ids: dict[str, None] = Field(default_factory=dict)
+    patterns: Patterns = Field(default_factory=Patterns)
+
+    def release_of(self, model: str) -> Release | None:
+        """The release in progress of this model."""
+        identifier = self.active.get(model)
+        return self.releases.get(identifier) if identifier else None
+
+
+def apply(state: ControlState, event: Any) -> None:
+    """Change `state` by one fact. Raises `KeyError` for a fact type without a rule."""
+    _RULES[type(event)](state, event)
+    if type(event) in _VISIBLE:
+        state.revision += 1
+
+
+def _settings(state: ControlState, event: e.SettingsAdopted) -> None:
+    state.settings = event.model_dump(exclude={"type", "at"})
+
+
+def _declared(state: ControlState, event: e.ModelDeclared) -> None:
+    model = state.models.get(event.model)
+    if model is None:
+        state.models[event.model] = ModelState(config=event.config)
+    else:
+        model.config = event.config
+
+
+def _model_removed(state: ControlState, event: e.ModelRemoved) -> None:
+    model = state.models.pop(event.model, None)
+    if model is None:
+        return
+    for version in model.versions.values():
+        _drain(state, version, event.at)
+    state.active.pop(event.model, None)
+    _forget_breakers(state, f"model:{event.model}:")
+
+
+def _starting(state: ControlState, event: e.VersionStarting) -> None:
+    version = state.models[event.model].versions.setdefault(event.version, VersionState())
+    if version.next is not None:
+        state.drains[version.next.app] = event.at
+    state.generations[f"{event.model} {event.version}"] = event.generation
+    version.next = Instance(
+        app=event.app,
+        generation=event.generation,
+        config=event.config,
+        fingerprint=event.fingerprint,
+        status="starting",
+        since=event.at,
+        deployment=event.deployment,
+    )
+    state.drains.pop(event.app, None)
+
+
+def _amended(state: ControlState, event: e.VersionAmended) -> None:
+    newest = state.models[event.model].versions[event.version].newest
+    if newest is not None:
+        newest.config = event.config
+
+
+def _instance(state: ControlState, event: e.VersionReady | e.VersionFailed) -> tuple[VersionState, Instance] | None:
+    model = state.models.get(event.model)
+    version = model.versions.get(event.version) if model else None
+    if version is None or version.next is None or version.next.generation != event.generation:
+        return None
+    return version, version.next
+
+
+def _ready(state: ControlState, event: e.VersionReady) -> None:
+    found = _instance(state, event)
+    if found is None:
+        return
+    version, instance = found
+    if version.serving is not None and version.serving.app != instance.app:
+        state.drains[version.serving.app] = event.at
+    version.serving, version.next = instance, None
+    instance.status, instance.since, instance.reason = "ready", event.at, ""
+    _forget_breakers(state, f"model:{event.model}:{event.version}")
+    _progress(state, instance, event, None)
+
+
+def _failed(state: ControlState, event: e.VersionFailed) -> None:
+    found = _instance(state, event)
+    if found is None:
+        return
+    _, instance = found
+    instance.status, instance.since, instance.reason = "failed", event.at, event.reason
+    state.drains[instance.app] = event.at
+    _progress(state, instance, event, event.reason)
+
+
+def _progress(
+    state: ControlState, instance: Instance, event: e.VersionReady | e.VersionFailed, reason: str | None
+) -> None:
+    deployment = state.deployments.get(instance.deployment or "")
+    if deployment is None:
+        return
+    name = f"{event.model} {event.version} {event.generation}"
+    if name in deployment.waiting:
+        deployment.waiting.remove(name)
+    if reason is not None:
+        deployment.failed[f"{event.model} {event.version}"] = reason
+
+
+def _lost(state: ControlState, event: e.VersionLost) -> None:
+    version = state.models[event.model].versions[event.version]
+    if version.serving is None:
+        return
+    lost, version.serving = version.serving, None
+    if version.next is not None and version.next.status == "starting":
+        return
+    version.next = lost
+    lost.status, lost.since, lost.reason = "starting", event.at, event.reason
+
+
+def _removed(state: ControlState, event: e.VersionRemoved) -> None:
+    model = state.models[event.model]
+    version = model.versions.pop(event.version, None)
+    if version is not None:
+        _drain(state, version, event.at)
+    model.weights.pop(event.version, None)
+    model.mirror.pop(event.version, None)
+    _forget_breakers(state, f"model:{event.model}:{event.version}")
+
+
+def _drain(state: ControlState, version: VersionState, at: float) -> None:
+    for instance in (version.serving, version.next):
+        if instance is not None:
+            state.drains[instance.app] = at
+
+
+def _forget_breakers(state: ControlState, prefix: str) -> None:
+    for target in [t for t in state.breakers if t == prefix or (prefix.endswith(":") and t.startswith(prefix))]:
+        del state.breakers[target]
+
+
+def _app_deleted(state: ControlState, event: e.AppDeleted) -> None:
+    state.drains.pop(event.app, None)
+
+
+def _deployment(state: ControlState, event: e.DeploymentStarted) -> None:
+    waiting = [
+        f"{c['model']} {c['version']} {c['generation']}" for c in event.changes if c.get("generation") is not None
+    ]
+    state.deployments[event.id] = Deployment(
+        id=event.id, at=event.at, changes=event.changes, override=event.override, waiting=waiting
+    )
+    while len(state.deployments) > KEPT_DEPLOYMENTS:
+        del state.deployments[next(iter(state.deployments))]
+
+
+def _deployment_ended(state: ControlState, event: e.DeploymentEnded) -> None:
+    deployment = state.deployments.get(event.id)
+    if deployment is not None:
+        deployment.state, deployment.ended_at = event.state, event.at
+
+
+def _weights(state: ControlState, event: e.WeightsSet) -> None:
+    model = state.models[event.model]
+    model.weights = dict(event.weights)
+    model.planned = None
+    if event.mirror is not None:
+        model.mirror = dict(event.mirror)
+    if event.experiment is not None:
+        model.experiment = event.experiment
+
+
+def _weights_planned(state: ControlState, event: e.WeightsPlanned) -> None:
+    state.models[event.model].planned = {"weights": event.weights, "mirror": event.mirror}
+
+
+def _key(state: ControlState, event: e.KeyCreated) -> None:
+    state.keys[event.sha256] = KeyState(
+        name=event.name, sha256=event.sha256, role=event.role, created_at=event.at, expires_at=event.expires_at
+    )
+
+
+def _key_revoked(state: ControlState, event: e.KeyRevoked) -> None:
+    state.keys = {sha: key for sha, key in state.keys.items() if key.name != event.name}
+
+
+def _release_started(state: ControlState, event: e.ReleaseStarted) -> None:
+    release = Release(
+        id=event.id,
+        model=event.model,
+        stable=event.stable,
+        candidate=event.candidate,
+        plan=ReleasePlan.model_validate(event.plan),
+        state=ReleaseState.RUNNING,
+        started_at=event.at,
+        step_started_at=event.at,
+        weights_before=event.weights_before,
+        by=event.by,
+    )
+    release.begin_step(event.at)
+    release.note(event.at, "start", f"{event.stable} -> {event.candidate}", {}, event.by)
+    state.releases[event.id] = release
+    state.active[event.model] = event.id
+    model = state.models[event.model]
+    model.weights = {**_zero(model.weights), **release.weights()}
+    model.experiment = event.id
+    ended = [key for key, value in state.releases.items() if value.state.ended]
+    for key in ended[: max(0, len(state.releases) - KEPT_RELEASES)]:
+        del state.releases[key]
+
+
+def _release_moved(state: ControlState, event: e.ReleaseMoved) -> None:
+    release = state.releases.get(event.id)
+    if release is None:
+        return
+    release.state = next_state(release.state, event.move)
+    release.note(event.at, event.move, event.why, event.figures, event.by)
+    if event.move == "advance":
+        release.step += 1
+        release.step_started_at = event.at
+        release.begin_step(event.at)
+    elif event.move == "pause":
+        release.paused_at = event.at
+    elif event.move == "resume" and release.paused_at is not None:
+        # The time in pause does not count towards the step's duration.
+        release.step_started_at += event.at - release.paused_at
+        release.paused_at = None
+    if event.weights is not None and event.model in state.models:
+        state.models[event.model].weights = dict(event.weights)
+    if release.state.ended:
+        release.ended_at = event.at
+        state.active.pop(event.model, None)
+
+
+def _zero(weights: dict[str, float]) -> dict[str, float]:
+    return dict.fromkeys(weights, 0.0)
+
+
+def _release_observed(state: ControlState, event: e.ReleaseObserved) -> None:
+    release = state.releases.get(event.id)
+    if release is None or release.state.ended:
+        return
+    release.strata_stable[-1].add(Counts.model_validate(event.stable))
+    release.strata_candidate[-1].add(Counts.model_validate(event.candidate))
+    if event.look is not None:
+        release.look = event.look
+        release.verdict = event.verdict
+
+
+def _breaker(state: ControlState, event: e.BreakerMoved) -> None:
+    snapshot = BreakerSnapshot.model_validate(event.snapshot)
+    state.breakers[event.target] = snapshot.model_copy(update={"since_revision": state.revision + 1})
+
+
+def _promotion(state: ControlState, event: e.PromotionRecorded) -> None:
+    state.promotions[f"{event.model} {event.version}"] = Promotion(**event.model_dump(exclude={"type"}))
+
+
+def _feedback(state: ControlState, event: e.FeedbackGiven) -> None:
+    totals = state.feedback.setdefault(f"{event.model} {event.version}", FeedbackTotals())
+    totals.n += 1
+    totals.sum += event.score
+    state.feedback_ids[event.request_id] = None
+    while len(state.feedback_ids) > KEPT_FEEDBACK_IDS:
+        del state.feedback_ids[next(iter(state.feedback_ids))]
+    release = state.release_of(event.model)
+    if release is not None:
+        one = Counts(feedback_n=1, feedback_sum=event.score)
+        if event.version == release.candidate:
+            release.strata_candidate[-1].add(one)
+        elif event.version == release.stable:
+            release.strata_stable[-1].add(one)
+
+
+def _arrivals(state: ControlState, event: e.ArrivalsLearned) -> None:
+    state.patterns.learn(event.at, event.arrivals, event.follows)
+
+
+_RULES: dict[type, Any] = {
+    e.SettingsAdopted: _settings,
+    e.ModelDeclared: _declared,
+    e.ModelRemoved: _model_removed,
+    e.DeploymentStarted: _deployment,
+    e.DeploymentEnded: _deployment_ended,
+    e.VersionStarting: _starting,
+    e.VersionAmended: _amended,
+    e.VersionReady: _ready,
+    e.VersionFailed: _failed,
+    e.VersionLost: _lost,
+    e.VersionRemoved: _removed,
+    e.AppDeleted: _app_deleted,
+    e.WeightsSet: _weights,
+    e.WeightsPlanned: _weights_planned,
+    e.KeyCreated: _key,
+    e.KeyRevoked: _key_revoked,
+    e.ReleaseStarted: _release_started,
+    e.ReleaseMoved: _release_moved,
+    e.ReleaseObserved: _release_observed,
+    e.BreakerMoved: _breaker,
+    e.PromotionRecorded: _promotion,
+    e.FeedbackGiven: _feedback,
+    e.ArrivalsLearned: _arrivals,
+}
+
+_VISIBLE = {
+    e.SettingsAdopted,
+    e.ModelDeclared,
+    e.ModelRemoved,
+    e.VersionStarting,
+    e.VersionAmended,
+    e.VersionReady,
+    e.VersionFailed,
+    e.VersionLost,
+    e.VersionRemoved,
+    e.WeightsSet,
+    e.KeyCreated,
+    e.KeyRevoked,
+    e.ReleaseStarted,
+    e.ReleaseMoved,
+    e.BreakerMoved,
+}
+"""Facts that change the routing table."""

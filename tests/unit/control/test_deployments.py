@@ -1,0 +1,262 @@
+"""Deploying, redeploying and retiring versions, as an operator sees it."""
+
+from __future__ import annotations
+
+import pytest
+
+from cluster.errors import Conflict, Fenced, Forbidden, InvalidConfig, InvalidInput, NotFound
+from serve_apps.control.ports import AppStatus
+from serve_apps.control.service import ControlPlane
+
+from .conftest import World, config, settle, version
+
+ONE = {"echo": {"versions": {"1.0.0": version()}}}
+TWO = {"echo": {"versions": {"1.0.0": version(), "1.1.0": version(seed=1)}}}
+
+
+async def test_a_deployed_version_is_in_the_table_and_ready(world: World, plane: ControlPlane) -> None:
+    """After deploy, the routing table shows the version as ready, with all traffic."""
+    answer = await plane.call("deploy", {"config": config(ONE)})
+    assert answer["state"] == "running"
+    assert plane.table().models["echo"].versions["1.0.0"].ready is False
+    await settle(plane)
+    entry = plane.table().models["echo"]
+    assert entry.versions["1.0.0"].ready
+    assert entry.weights == {"1.0.0": 100.0}
+    assert (await plane.call("deployment", {"id": answer["id"]}))["state"] == "done"
+    assert world.deployer.deployed == ["echo-1.0.0"]
+
+
+async def test_only_what_differs_is_started(world: World, plane: ControlPlane) -> None:
+    """A second deploy of the same file starts nothing; one more version starts only that version."""
+    await plane.call("deploy", {"config": config(ONE)})
+    await settle(plane)
+    again = await plane.call("deploy", {"config": config(ONE)})
+    assert again["items"] == []
+    assert again["state"] == "done"
+    await plane.call("deploy", {"config": config(TWO)})
+    await settle(plane)
+    assert world.deployer.deployed == ["echo-1.0.0", "echo-1.1.0"]
+    assert plane.table().models["echo"].weights == {"1.0.0": 100.0}, "a new version gets no traffic by itself"
+
+
+async def test_plan_changes_nothing(world: World, plane: ControlPlane) -> None:
+    """`plan` lists the changes and writes no fact."""
+    before = len(world.journal.records)
+    answer = await plane.call("plan", {"config": config(TWO)})
+    kinds = [(change["kind"], change.get("version")) for change in answer["changes"]]
+    assert kinds == [
+        ("settings", None), ("model", None), ("start", "1.0.0"), ("start", "1.1.0"), ("weights", None),
+    ]  # fmt: skip
+    assert len(world.journal.records) == before
+
+
+async def test_a_changed_version_serves_until_its_successor_is_ready(world: World, plane: ControlPlane) -> None:
+    """A redeploy starts a second application; the first one serves, and is deleted only after the second is ready."""
+    await plane.call("deploy", {"config": config(ONE)})
+    await settle(plane)
+    world.deployer.auto = False
+    await plane.call("deploy", {"config": config({"echo": {"versions": {"1.0.0": version(seed=9)}}})})
+    await settle(plane)
+    assert plane.table().models["echo"].versions["1.0.0"].app == "echo-1.0.0"
+    assert plane.table().models["echo"].versions["1.0.0"].ready
+    world.deployer.set_state("echo-1.0.0-g2", AppStatus(state="running"))
+    await settle(plane)
+    assert plane.table().models["echo"].versions["1.0.0"].app == "echo-1.0.0-g2"
+    assert world.deployer.deleted == [], "routers get time to learn of it"
+    world.clock.advance(6)
+    await settle(plane)
+    assert world.deployer.deleted == ["echo-1.0.0"]
+
+
+async def test_a_failed_start_says_why_and_leaves_the_others(world: World, plane: ControlPlane) -> None:
+    """A version that cannot start is reported with its reason; other versions are not touched."""
+    world.deployer.refuse["echo 1.1.0"] = InvalidConfig("wants 4 GPUs, the cluster has none")
+    answer = await plane.call("deploy", {"config": config(TWO)})
+    await settle(plane)
+    seen = await plane.call("deployment", {"id": answer["id"]})
+    assert seen["state"] == "failed"
+    failed = next(item for item in seen["items"] if item["status"] == "failed")
+    assert (failed["version"], failed["message"]) == ("1.1.0", "wants 4 GPUs, the cluster has none")
+    assert plane.table().models["echo"].versions["1.0.0"].ready
+
+
+async def test_a_failed_redeploy_keeps_the_old_instance(world: World, plane: ControlPlane) -> None:
+    """When the new instance fails, the old one goes on serving, and deploying again tries again."""
+    await plane.call("deploy", {"config": config(ONE)})
+    await settle(plane)
+    world.deployer.auto = False
+    changed = config({"echo": {"versions": {"1.0.0": version(seed=9)}}})
+    await plane.call("deploy", {"config": changed})
+    await settle(plane)
+    world.deployer.set_state("echo-1.0.0-g2", AppStatus(state="failed", message="no such file"))
+    await settle(plane)
+    assert plane.table().models["echo"].versions["1.0.0"].app == "echo-1.0.0"
+    plan = await plane.call("plan", {"config": changed})
+    assert plan["changes"][0]["why"] == "its last start failed: no such file"
+    world.deployer.auto = True
+    await plane.call("deploy", {"config": changed})
+    await settle(plane)
+    assert plane.table().models["echo"].versions["1.0.0"].app == "echo-1.0.0-g3"
+
+
+async def test_a_new_signature_needs_a_new_major_version(plane: ControlPlane) -> None:
+    """Within one major version the interface may not change in a way that breaks callers."""
+    old = {"inputs": {"a": {"datatype": "FP32"}}, "outputs": {"b": {"datatype": "FP32"}}}
+    new = {"inputs": {"x": {"datatype": "FP32"}}, "outputs": {"b": {"datatype": "FP32"}}}
+    await plane.call("deploy", {"config": config({"m": {"versions": {"1.0.0": version(signature=old)}}})})
+    with pytest.raises(Conflict, match=r"call it 2\.0\.0"):
+        await plane.call("plan", {"config": config({"m": {"versions": {"1.1.0": version(signature=new)}}})})
+    wider = {**old, "inputs": {**old["inputs"], "c": {"datatype": "FP32", "optional": True}}}
+    assert await plane.call("plan", {"config": config({"m": {"versions": {"1.1.0": version(signature=wider)}}})})
+
+
+async def test_retiring_takes_the_version_out_and_deletes_it_later(world: World, plane: ControlPlane) -> None:
+    """Retire removes a version without traffic at once from the table, and from the cluster after draining."""
+    await plane.call("deploy", {"config": config(TWO)})
+    await settle(plane)
+    await plane.call("traffic", {"model": "echo", "weights": {"1.0.0": 100}})
+    with pytest.raises(Conflict, match="has traffic"):
+        await plane.call("retire", {"model": "echo", "version": "1.0.0"})
+    await plane.call("retire", {"model": "echo", "version": "1.1.0"})
+    assert list(plane.table().models["echo"].versions) == ["1.0.0"]
+    world.clock.advance(6)
+    await settle(plane)
+    assert world.deployer.deleted == ["echo-1.1.0"]
+    await plane.call("deploy", {"config": config(TWO)})
+    await settle(plane)
+    assert world.deployer.deployed[-1] == "echo-1.1.0-g2", "names of retired applications do not come back"
+
+
+async def test_a_model_in_use_by_a_route_cannot_be_retired(plane: ControlPlane) -> None:
+    """What a route points at stays."""
+    routes = {"support": {"rules": [{"keyword": "x", "model": "echo"}], "default": "echo"}}
+    await plane.call("deploy", {"config": config(ONE, routes=routes)})
+    await settle(plane)
+    with pytest.raises(Conflict, match="used by route support"):
+        await plane.call("retire", {"model": "echo", "force": True})
+
+
+async def test_weights_wait_for_the_version_that_they_name(world: World, plane: ControlPlane) -> None:
+    """Traffic declared for a version that is still starting moves when the version is ready, not before."""
+    await plane.call("deploy", {"config": config(ONE)})
+    await settle(plane)
+    world.deployer.auto = False
+    moved = {"echo": {**TWO["echo"], "traffic": {"1.0.0": 50, "1.1.0": 50}}}
+    await plane.call("deploy", {"config": config(moved)})
+    await settle(plane)
+    assert plane.table().models["echo"].weights == {"1.0.0": 100.0}
+    world.deployer.set_state("echo-1.1.0", AppStatus(state="running"))
+    await settle(plane)
+    assert plane.table().models["echo"].weights == {"1.0.0": 50.0, "1.1.0": 50.0}
+
+
+async def test_an_owner_that_died_is_continued_from_its_log(world: World, plane: ControlPlane) -> None:
+    """A second owner over the same log has the same state and finishes the deployment in progress."""
+    world.deployer.auto = False
+    answer = await plane.call("deploy", {"config": config(TWO)})
+    await settle(plane)
+    second = world.owner()
+    assert second.core.state == plane.core.state
+    for app in ("echo-1.0.0", "echo-1.1.0"):
+        world.deployer.set_state(app, AppStatus(state="running"))
+    await settle(second)
+    assert (await second.call("deployment", {"id": answer["id"]}))["state"] == "done"
+    assert world.deployer.deployed == ["echo-1.0.0", "echo-1.1.0"], "running applications are not started again"
+    await second.close()
+
+
+async def test_after_a_lost_cluster_everything_is_started_anew(world: World, plane: ControlPlane) -> None:
+    """When the cluster was replaced, recorded versions are not ready until their applications run again."""
+    await plane.call("deploy", {"config": config(ONE)})
+    await settle(plane)
+    world.deployer.apps.clear()
+    world.deployer.auto = False
+    second = world.owner()
+    await settle(second)
+    assert second.table().models["echo"].versions["1.0.0"].ready is False
+    assert world.deployer.deployed == ["echo-1.0.0", "echo-1.0.0"]
+    world.deployer.set_state("echo-1.0.0", AppStatus(state="running"))
+    await settle(second)
+    assert second.table().models["echo"].versions["1.0.0"].ready
+    await second.close()
+
+
+async def test_a_snapshot_gives_the_same_state_as_the_log(world: World) -> None:
+    """State from a snapshot and the records after it equals the state of the owner that wrote them."""
+    owner = world.owner(snapshot_every=3)
+    await owner.call("deploy", {"config": config(TWO)})
+    await settle(owner)
+    await owner.call("keys_create", {"name": "me", "role": "operate"})
+    assert world.journal.snapshots
+    assert world.owner().core.state == owner.core.state
+    await owner.close()
+
+
+async def test_a_fenced_owner_stops(world: World, plane: ControlPlane) -> None:
+    """After another owner took the log, nothing is acknowledged and the process is told to stop."""
+    world.journal.fenced = True
+    with pytest.raises(Fenced):
+        await plane.call("keys_create", {"name": "me"})
+    assert world.fenced == ["fenced"]
+    assert plane.table().keys == {}
+
+
+async def test_another_environments_file_is_refused(plane: ControlPlane) -> None:
+    """A dev configuration cannot be deployed to a staging cluster."""
+    await plane.call("deploy", {"config": config(ONE, environment="staging")})
+    with pytest.raises(Conflict, match="this cluster is staging"):
+        await plane.call("deploy", {"config": config(ONE, environment="dev")})
+
+
+async def test_prod_wants_a_staging_promotion_or_an_override(plane: ControlPlane) -> None:
+    """In prod a version without a recorded promotion is refused, by name; an override is recorded with its reason."""
+    payload = {"config": config(ONE, environment="prod")}
+    with pytest.raises(Forbidden) as refused:
+        await plane.call("deploy", payload)
+    names = [rule["name"] for rule in refused.value.details["rules"]]
+    assert "unpromoted:echo-1.0.0" in names
+    overrides = [{"name": name, "reason": "hot fix of incident 12", "by": "ann"} for name in names]
+    answer = await plane.call("deploy", {**payload, "overrides": overrides})
+    assert "unpromoted:echo-1.0.0 by ann: hot fix of incident 12" in answer["override"]
+
+
+async def test_bad_calls_name_what_is_wrong(plane: ControlPlane) -> None:
+    """Unknown operations, models, versions and fields are clear errors."""
+    with pytest.raises(NotFound, match="no operation 'bogus'"):
+        await plane.call("bogus", {})
+    with pytest.raises(NotFound, match="no model 'x'"):
+        await plane.call("model", {"model": "x"})
+    with pytest.raises(InvalidInput, match="`model` is missing"):
+        await plane.call("model", {})
+    await plane.call("deploy", {"config": config(ONE)})
+    with pytest.raises(NotFound, match=r"no version '9\.0\.0'"):
+        await plane.call("traffic", {"model": "echo", "weights": {"9.0.0": 1}})
+    with pytest.raises(Conflict, match="not ready"):
+        await plane.call("traffic", {"model": "echo", "weights": {"1.0.0": 1}})
+
+
+async def test_watchers_get_the_next_table(plane: ControlPlane) -> None:
+    """A long poll answers None while nothing changes, and with the table when something did."""
+    revision = plane.table().revision
+    assert await plane.watch(revision, 0.01) is None
+    await plane.call("keys_create", {"name": "k", "role": "invoke"})
+    table = await plane.watch(revision, 5)
+    assert table is not None
+    assert table.revision > revision
+    assert [key.name for key in table.keys.values()] == ["k"]
+
+
+async def test_keys_are_shown_once_and_revoked(world: World, plane: ControlPlane) -> None:
+    """The log holds a key's hash only; a revoked key leaves the table."""
+    made = await plane.call("keys_create", {"name": "ci", "role": "operate", "expires_in_s": 60})
+    assert made["expires_at"] == world.clock.now() + 60
+    assert not any(made["key"].encode() in record for record in world.journal.records)
+    with pytest.raises(Conflict):
+        await plane.call("keys_create", {"name": "ci"})
+    with pytest.raises(InvalidInput, match="no role"):
+        await plane.call("keys_create", {"name": "x", "role": "admin"})
+    listed = (await plane.call("keys_list", {}))["keys"]
+    assert (listed[0]["name"], listed[0]["role"], listed[0]["expired"]) == ("ci", "operate", False)
+    await plane.call("keys_revoke", {"name": "ci"})
+    assert plane.table().keys == {}
