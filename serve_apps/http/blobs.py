@@ -1,4 +1,4 @@
-"""The HTTP surface's way to blobs: uploads go to the bucket, contents come back, in chunks, large ones through a file."""
+"""The HTTP surface's way to blobs: uploads to the bucket and contents back, in chunks; large ones through a file."""
 
 from __future__ import annotations
 
