@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import io
 import os
+import select
 import sys
 import threading
 from types import TracebackType
-from typing import TextIO
+from typing import ClassVar, TextIO
 
 __all__ = ["BoundedText", "OutputCapture"]
-
-_JOIN_S = 1.0
 
 
 class BoundedText:
@@ -48,7 +47,7 @@ class BoundedText:
 
 
 class OutputCapture:
-    """`with OutputCapture(limit) as capture: …`, then `capture.text()`. Works in the main thread or any other."""
+    """`with OutputCapture(limit) as capture: …`, then `capture.text()`. One at a time in a process."""
 
     def __init__(self, limit: int):
         self._kept = BoundedText(limit)
@@ -58,15 +57,14 @@ class OutputCapture:
         self._python = (sys.stdout, sys.stderr)
         self._saved = (os.dup(1), os.dup(2))
         self._read_end, write_end = os.pipe()
+        os.set_blocking(self._read_end, False)
         os.dup2(write_end, 1)
         os.dup2(write_end, 2)
-        stream = io.TextIOWrapper(
+        self._stream = io.TextIOWrapper(
             io.BufferedWriter(io.FileIO(write_end, "w", closefd=True)), encoding="utf-8", errors="backslashreplace"
         )
-        self._stream = stream
-        sys.stdout = sys.stderr = stream
-        self._reader = threading.Thread(target=self._drain, name="step-output", daemon=True)
-        self._reader.start()
+        sys.stdout = sys.stderr = self._stream
+        _Drainer.of_process().add(self._read_end, self._kept)
         return self
 
     def __exit__(
@@ -77,20 +75,69 @@ class OutputCapture:
         for saved, number in zip(self._saved, (1, 2), strict=True):
             os.dup2(saved, number)
             os.close(saved)
+        # What a child process prints after the step is over is not the step's: the pipe is closed under it.
+        # (The drainer lets go first: seeing the other end close would wake it for nothing.)
+        _Drainer.of_process().remove(self._read_end)
         _close(self._stream)
-        # A child process that outlives the step keeps the pipe open: what it prints later is not the step's.
-        self._reader.join(_JOIN_S)
+        os.close(self._read_end)
 
     def text(self) -> bytes:
         """What was printed, UTF-8, within the bound."""
         return self._kept.value()
 
-    def _drain(self) -> None:
-        try:
-            while data := os.read(self._read_end, 65536):
-                self._kept.add(data)
-        finally:
-            os.close(self._read_end)
+
+class _Drainer:
+    """One thread per process that empties the pipe of whatever step runs, and sleeps while nothing is printed.
+
+    A thread per step would cost more than a short step itself.
+    """
+
+    _mine: ClassVar[_Drainer | None] = None
+
+    def __init__(self) -> None:
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._epoll = select.epoll()
+        self._open: dict[int, BoundedText] = {}
+        threading.Thread(target=self._run, name="step-output", daemon=True).start()
+
+    @classmethod
+    def of_process(cls) -> _Drainer:
+        if cls._mine is None or cls._mine._pid != os.getpid():
+            cls._mine = cls()
+        return cls._mine
+
+    def add(self, descriptor: int, kept: BoundedText) -> None:
+        with self._lock:
+            self._open[descriptor] = kept
+            self._epoll.register(descriptor, select.EPOLLIN)
+
+    def remove(self, descriptor: int) -> None:
+        """Takes what is still in the pipe, then forgets it."""
+        with self._lock:
+            kept = self._open.pop(descriptor)
+            self._epoll.unregister(descriptor)
+            while _take(descriptor, kept):
+                pass
+
+    def _run(self) -> None:
+        while True:
+            for descriptor, _ in self._epoll.poll():
+                with self._lock:
+                    kept = self._open.get(descriptor)
+                    if kept is not None and not _take(descriptor, kept):
+                        # The script closed both ends itself: nothing more can come, so stop waking up for it.
+                        self._epoll.modify(descriptor, 0)
+
+
+def _take(descriptor: int, kept: BoundedText) -> bool:
+    """Moves one chunk; False when there is none."""
+    try:
+        data = os.read(descriptor, 65536)
+    except BlockingIOError:
+        return False
+    kept.add(data)
+    return bool(data)
 
 
 def _flush(*streams: TextIO) -> None:

@@ -17,6 +17,7 @@ from pipelines.executor.inference import BatchCall, InferenceMerger
 from pipelines.executor.port import Attempt, Outcome
 from pipelines.executor.settings import ExecutorSettings
 from pipelines.executor.shapes import NodeShape, impossible, plan_image, task_options
+from pipelines.executor.wire import decode_outcome, encode_attempt
 
 __all__ = ["RayExecutor"]
 
@@ -61,10 +62,9 @@ class RayExecutor:
         plan = plan_image(attempt.image, self._settings.images, has_engine=self._has_engine)
         task = await self._task(attempt, plan.container)
         started = time.monotonic()
-        ref = task.remote(attempt, plan.callable_path)
+        ref = task.remote(encode_attempt(attempt, plan.callable_path))
         try:
-            outcome: Outcome = await ref
-            return outcome
+            return decode_outcome(await ref)
         except asyncio.CancelledError:
             await self._stop(ref)
             raise
@@ -160,13 +160,13 @@ class RayExecutor:
         return nodes
 
 
-def _make_step_function(settings: ExecutorSettings) -> Callable[..., Outcome]:
+def _make_step_function(settings: ExecutorSettings) -> Callable[[bytes], bytes]:
     """The function that Ray runs. The settings travel inside it, once per worker process."""
 
-    def headrace_step(attempt: Attempt, callable_path: str | None) -> Outcome:
-        from pipelines.executor.worker import runner_of
+    def headrace_step(attempt: bytes) -> bytes:
+        from pipelines.executor.worker import run_encoded
 
-        return runner_of(settings).run(attempt, callable_path)
+        return run_encoded(settings, attempt)
 
     return headrace_step
 

@@ -63,6 +63,7 @@ class ScriptRunner:
     client_factory: str = "headrace:Client.in_cluster"
     _active: str | None = field(default=None, init=False)
     _parked: dict[str, dict[str, ModuleType]] = field(default_factory=dict, init=False)
+    _loaded: dict[tuple[str, str, str], tuple[Callable[..., Any], int]] = field(default_factory=dict, init=False)
 
     def run(self, attempt: Attempt, callable_path: str | None = None) -> Outcome:
         """Runs the attempt's script, or `callable_path` (`module:function`) in its place.
@@ -114,13 +115,13 @@ class ScriptRunner:
         )
         try:
             if callable_path is not None:
-                function, where = _load_callable(callable_path), callable_path
+                function = _load_callable(callable_path)
+                takes = _accepted_arguments(function, callable_path)
             else:
                 folder = self._activate(attempt)
-                function, where = self._load_script(attempt, folder)
+                function, takes = self._load_script(attempt, folder)
             value = resolve(attempt.input, self.blobs.get_blocking, make_file)
-            arguments = (value, context)[: _accepted_arguments(function, where)]
-            result = function(*arguments)
+            result = function(*(value, context)[:takes])
             if inspect.isawaitable(result):
                 result = asyncio.run(_await(result))
             return result
@@ -143,9 +144,9 @@ class ScriptRunner:
             raise ScriptNotFound(
                 f"step {attempt.step_id} has no script: its workflow was registered without its folder"
             )
-        folder = self.bundles.folder(attempt.bundle, lambda digest: self.blobs.get_blocking({"$blob": digest}))
         if self._active == attempt.bundle:
-            return folder
+            return self.bundles.root / attempt.bundle
+        folder = self.bundles.folder(attempt.bundle, lambda digest: self.blobs.get_blocking({"$blob": digest}))
         if self._active is not None:
             old = str(self.bundles.root / self._active)
             with contextlib.suppress(ValueError):
@@ -164,8 +165,13 @@ class ScriptRunner:
         self._active = attempt.bundle
         return folder
 
-    def _load_script(self, attempt: Attempt, folder: Path) -> tuple[Callable[..., Any], str]:
+    def _load_script(self, attempt: Attempt, folder: Path) -> tuple[Callable[..., Any], int]:
+        """The script's function and how many arguments it takes; loaded once per process, as modules are."""
         name = attempt.script or f"{attempt.step_id}.py"
+        key = (folder.name, name, attempt.function)
+        known = self._loaded.get(key)
+        if known is not None:
+            return known
         path = (folder / name).resolve()
         if not path.is_relative_to(folder.resolve()) or not path.is_file():
             there = ", ".join(sorted(p.name for p in folder.glob("*.py"))) or "no .py file"
@@ -189,7 +195,8 @@ class ScriptRunner:
         function = getattr(module, attempt.function, None)
         if not callable(function):
             raise ScriptNotFound(f"step {attempt.step_id}: {name} has no function {attempt.function}")
-        return function, name
+        loaded = self._loaded[key] = (function, _accepted_arguments(function, name))
+        return loaded
 
     def _keep_log(
         self, attempt: Attempt, capture: OutputCapture, error: HeadraceError | None

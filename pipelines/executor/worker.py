@@ -7,10 +7,12 @@ from cluster.config.models import SecretRef
 from cluster.config.secrets import Secrets
 from cluster.storage import open_bucket
 from pipelines.executor.bucket_blobs import BucketBlobs
+from pipelines.executor.interrupts import wake_sleepers_on_interrupt
 from pipelines.executor.script_runner import ScriptRunner
 from pipelines.executor.settings import ExecutorSettings
+from pipelines.executor.wire import decode_attempt, encode_outcome
 
-__all__ = ["blobs_of", "runner_of"]
+__all__ = ["blobs_of", "run_encoded", "runner_of"]
 
 _RUNNERS: dict[int, tuple[ExecutorSettings, ScriptRunner]] = {}
 
@@ -19,12 +21,18 @@ def runner_of(settings: ExecutorSettings) -> ScriptRunner:
     """This process's script runner for an environment; made on first use."""
     known = _RUNNERS.get(id(settings))
     if known is None:
+        wake_sleepers_on_interrupt()
         # The settings object is kept with its runner, so its id cannot be reused.
         known = _RUNNERS[id(settings)] = (
             settings,
             ScriptRunner(blobs=blobs_of(settings), limits=settings.limits, client_factory=settings.client_factory),
         )
     return known[1]
+
+
+def run_encoded(settings: ExecutorSettings, attempt: bytes) -> bytes:
+    """What the Ray task does: one attempt in, its outcome out."""
+    return encode_outcome(runner_of(settings).run(*decode_attempt(attempt)))
 
 
 def blobs_of(settings: ExecutorSettings) -> BucketBlobs:
