@@ -1,11 +1,10 @@
 """The one loader: base.yaml < <environment>.yaml < HEADRACE__A__B variables < flags, to a checked `Config`.
 
-Nothing else in headrace reads the environment.
+Nothing else in headrace reads the environment (through `environment.process_environment`).
 """
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Literal
 from pydantic import ValidationError
 
 from cluster.config.check import check_config
+from cluster.config.environment import process_environment
 from cluster.config.interpolate import interpolate, is_secret_key
 from cluster.config.models import Config, ModelConfig
 from cluster.config.problems import Problem, raise_for
@@ -61,11 +61,6 @@ class Loaded:
     def place(self, *path: str | int) -> Mark:
         """File and line of a key (or of the nearest parent that stands in a file)."""
         return locate(self.tree, path)[0]
-
-
-def process_environment() -> Mapping[str, str]:
-    """This process's environment variables: the only place where they are read."""
-    return dict(os.environ)
 
 
 def find_config_dir(env: Mapping[str, str], start: Path) -> Path:

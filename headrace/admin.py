@@ -1,0 +1,109 @@
+"""The operators' calls (`/admin/…`) as `Call`s. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from headrace.api import admin
+from headrace.wire import Call, path_of
+
+__all__ = [
+    "breakers",
+    "create_key",
+    "deploy",
+    "deployment",
+    "deployments",
+    "keys",
+    "model",
+    "models",
+    "plan",
+    "promotions",
+    "release_move",
+    "release_start",
+    "release_status",
+    "releases",
+    "retire",
+    "revoke_key",
+    "status",
+    "traffic",
+]
+
+
+def status() -> Call[Any]:
+    return admin("GET", "/admin/status")
+
+
+def models() -> Call[Any]:
+    return admin("GET", "/admin/models")
+
+
+def model(name: str) -> Call[Any]:
+    return admin("GET", path_of("admin", "models", name))
+
+
+def plan(request: Mapping[str, Any]) -> Call[Any]:
+    return admin("POST", "/admin/plan", request, retry_safe=True)
+
+
+def deploy(request: Mapping[str, Any]) -> Call[Any]:
+    return admin("POST", "/admin/deploy", request)
+
+
+def deployment(identifier: str) -> Call[Any]:
+    return admin("GET", path_of("admin", "deployments", identifier))
+
+
+def deployments() -> Call[Any]:
+    return admin("GET", "/admin/deployments")
+
+
+def retire(model: str, version: str | None, *, force: bool) -> Call[Any]:
+    parts = ["admin", "models", model, *(["versions", version] if version else [])]
+    return admin("DELETE", path_of(*parts, query={"force": "true" if force else None}))
+
+
+def traffic(model: str, weights: Mapping[str, float], *, force: bool) -> Call[Any]:
+    return admin("PUT", path_of("admin", "models", model, "traffic"), {"weights": dict(weights), "force": force})
+
+
+def release_start(model: str, candidate: str, options: Mapping[str, Any]) -> Call[Any]:
+    return admin("POST", path_of("admin", "models", model, "release"), {"candidate": candidate, **options})
+
+
+def release_status(model: str) -> Call[Any]:
+    return admin("GET", path_of("admin", "models", model, "release"))
+
+
+def release_move(model: str, move: str, *, reason: str, force: bool) -> Call[Any]:
+    """`move`: promote, pause, resume or rollback."""
+    return admin("POST", path_of("admin", "models", model, "release", move), {"reason": reason, "force": force})
+
+
+def releases(model: str | None) -> Call[Any]:
+    return admin("GET", path_of("admin", "releases", query={"model": model}))
+
+
+def promotions() -> Call[Any]:
+    return admin("GET", "/admin/promotions")
+
+
+def breakers() -> Call[Any]:
+    return admin("GET", "/admin/breakers")
+
+
+def keys() -> Call[Any]:
+    return admin("GET", "/admin/keys")
+
+
+def create_key(name: str, *, role: str, expires_in_s: float | None, replace: bool) -> Call[Any]:
+    payload: dict[str, Any] = {"name": name, "role": role}
+    if expires_in_s is not None:
+        payload["expires_in_s"] = expires_in_s
+    if replace:
+        payload["replace"] = True
+    return admin("POST", "/admin/keys", payload)
+
+
+def revoke_key(name: str) -> Call[Any]:
+    return admin("DELETE", path_of("admin", "keys", name))

@@ -1,0 +1,283 @@
+"""How a request gets to the router: over HTTP, or inside the cluster over its Serve handle."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Any, Protocol
+
+from cluster.errors import DeadlineExceeded, Unavailable
+from headrace.wire import Response, error_of
+
+if TYPE_CHECKING:
+    import httpx
+
+__all__ = [
+    "AsyncHandleTransport",
+    "AsyncHttpTransport",
+    "AsyncTransport",
+    "HandleTransport",
+    "HttpTransport",
+    "Transport",
+]
+
+STREAM_PAUSE_S = 3600.0
+"""A stream may be silent this long; the server sends a heartbeat every 15 s."""
+
+
+class Transport(Protocol):
+    """One exchange, or one whose answer is read line by line. Raises `HeadraceError` when there is no answer."""
+
+    def send(
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes, timeout_s: float | None
+    ) -> Response: ...
+
+    def lines(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Any:
+        """A context manager over (response headers, iterator of lines); error answers raise."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class AsyncTransport(Protocol):
+    """The same for asyncio."""
+
+    async def send(
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes, timeout_s: float | None
+    ) -> Response: ...
+
+    def lines(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Any: ...
+
+    async def close(self) -> None: ...
+
+
+def _auth(api_key: str | None) -> dict[str, str]:
+    return {"authorization": f"Bearer {api_key}"} if api_key else {}
+
+
+def _lost(error: Exception, url: str) -> Unavailable | DeadlineExceeded:
+    import httpx
+
+    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+        return Unavailable(f"nothing answers at {url} ({error}): is the cluster up? `headrace status`")
+    if isinstance(error, httpx.TimeoutException):
+        return DeadlineExceeded(f"{url} did not answer in time")
+    return Unavailable(f"the connection to {url} broke: {type(error).__name__}: {error}")
+
+
+class HttpTransport:
+    """Over HTTP with connections kept open. `http` replaces the client, for tests."""
+
+    def __init__(self, url: str, api_key: str | None, *, timeout_s: float, http: httpx.Client | None = None):
+        import httpx
+
+        self._url = url.rstrip("/")
+        self._http = http or httpx.Client(
+            timeout=httpx.Timeout(timeout_s, connect=10), headers={"user-agent": "headrace"}
+        )
+        self._headers = _auth(api_key)
+        self._timeout_s = timeout_s
+
+    def send(
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes, timeout_s: float | None
+    ) -> Response:
+        import httpx
+
+        try:
+            answer = self._http.request(
+                method,
+                self._url + path,
+                headers={**self._headers, **headers},
+                content=body,
+                timeout=httpx.Timeout(timeout_s or self._timeout_s, connect=10),
+            )
+        except httpx.HTTPError as error:
+            raise _lost(error, self._url) from error
+        return Response(answer.status_code, dict(answer.headers), answer.content)
+
+    @contextmanager
+    def lines(
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes
+    ) -> Iterator[tuple[Mapping[str, str], Iterator[str]]]:
+        import httpx
+
+        try:
+            with self._http.stream(
+                method,
+                self._url + path,
+                headers={**self._headers, **headers},
+                content=body,
+                timeout=httpx.Timeout(STREAM_PAUSE_S, connect=10),
+            ) as answer:
+                if answer.status_code >= 400:
+                    raise error_of(Response(answer.status_code, dict(answer.headers), answer.read()))
+                yield dict(answer.headers), answer.iter_lines()
+        except httpx.HTTPError as error:
+            raise _lost(error, self._url) from error
+
+    def close(self) -> None:
+        self._http.close()
+
+
+class AsyncHttpTransport:
+    """The same on asyncio."""
+
+    def __init__(self, url: str, api_key: str | None, *, timeout_s: float, http: httpx.AsyncClient | None = None):
+        import httpx
+
+        self._url = url.rstrip("/")
+        self._http = http or httpx.AsyncClient(
+            timeout=httpx.Timeout(timeout_s, connect=10), headers={"user-agent": "headrace"}
+        )
+        self._headers = _auth(api_key)
+        self._timeout_s = timeout_s
+
+    async def send(
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes, timeout_s: float | None
+    ) -> Response:
+        import httpx
+
+        try:
+            answer = await self._http.request(
+                method,
+                self._url + path,
+                headers={**self._headers, **headers},
+                content=body,
+                timeout=httpx.Timeout(timeout_s or self._timeout_s, connect=10),
+            )
+        except httpx.HTTPError as error:
+            raise _lost(error, self._url) from error
+        return Response(answer.status_code, dict(answer.headers), answer.content)
+
+    @asynccontextmanager
+    async def lines(
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes
+    ) -> AsyncIterator[tuple[Mapping[str, str], AsyncIterator[str]]]:
+        import httpx
+
+        try:
+            async with self._http.stream(
+                method,
+                self._url + path,
+                headers={**self._headers, **headers},
+                content=body,
+                timeout=httpx.Timeout(STREAM_PAUSE_S, connect=10),
+            ) as answer:
+                if answer.status_code >= 400:
+                    raise error_of(Response(answer.status_code, dict(answer.headers), await answer.aread()))
+                yield dict(answer.headers), answer.aiter_lines()
+        except httpx.HTTPError as error:
+            raise _lost(error, self._url) from error
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+
+def _router_handle() -> Any:
+    """The router's Serve handle, with this process made a driver of the cluster around it if it is not one yet."""
+    from cluster.names import ROUTER_APP
+    from cluster.ray_runtime import connect
+
+    connect()
+    from ray import serve
+
+    try:
+        return serve.get_app_handle(ROUTER_APP)
+    except Exception as error:
+        # Serve raises RayServeException, RayActorError or KeyError here by version and state: all mean the same.
+        raise Unavailable(
+            f"no router runs in this Ray cluster ({type(error).__name__}): start it with `headrace up`"
+        ) from error
+
+
+def _answer(raw: Any) -> Response:
+    status, headers, body = raw
+    pairs = headers.items() if isinstance(headers, Mapping) else headers
+    named = {_text(name).lower(): _text(value) for name, value in pairs}
+    return Response(int(status), named, bytes(body))
+
+
+def _text(value: Any) -> str:
+    return value.decode("latin-1") if isinstance(value, bytes) else str(value)
+
+
+class HandleTransport:
+    """Inside the cluster: the router's handle runs the same ASGI application. Streams come as a whole."""
+
+    def __init__(self, handle: Any = None, *, timeout_s: float = 60):
+        self._handle = handle
+        self._timeout_s = timeout_s
+        self._lock = threading.Lock()
+
+    def send(
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes, timeout_s: float | None
+    ) -> Response:
+        with self._lock:
+            if self._handle is None:
+                self._handle = _router_handle()
+        try:
+            raw = self._handle.request.remote(method, path, dict(headers), body).result(
+                timeout_s=timeout_s or self._timeout_s
+            )
+        except TimeoutError as error:
+            raise DeadlineExceeded(f"the router did not answer within {timeout_s or self._timeout_s:g} s") from error
+        except Exception as error:
+            raise _broken(error) from error
+        return _answer(raw)
+
+    @contextmanager
+    def lines(
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes
+    ) -> Iterator[tuple[Mapping[str, str], Iterator[str]]]:
+        answer = self.send(method, path, headers, body, None)
+        if answer.status >= 400:
+            raise error_of(answer)
+        yield answer.headers, iter(answer.body.decode(errors="replace").splitlines())
+
+    def close(self) -> None:
+        self._handle = None
+
+
+class AsyncHandleTransport:
+    """The same for asyncio: in a Serve deployment or an async actor."""
+
+    def __init__(self, handle: Any = None, *, timeout_s: float = 60):
+        self._handle = handle
+        self._timeout_s = timeout_s
+
+    async def send(
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes, timeout_s: float | None
+    ) -> Response:
+        if self._handle is None:
+            self._handle = await asyncio.to_thread(_router_handle)
+        try:
+            async with asyncio.timeout(timeout_s or self._timeout_s):
+                raw = await self._handle.request.remote(method, path, dict(headers), body)
+        except TimeoutError as error:
+            raise DeadlineExceeded(f"the router did not answer within {timeout_s or self._timeout_s:g} s") from error
+        except Exception as error:
+            raise _broken(error) from error
+        return _answer(raw)
+
+    @asynccontextmanager
+    async def lines(
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes
+    ) -> AsyncIterator[tuple[Mapping[str, str], AsyncIterator[str]]]:
+        answer = await self.send(method, path, headers, body, None)
+        if answer.status >= 400:
+            raise error_of(answer)
+
+        async def each() -> AsyncIterator[str]:
+            for line in answer.body.decode(errors="replace").splitlines():
+                yield line
+
+        yield answer.headers, each()
+
+    async def close(self) -> None:
+        self._handle = None
+
+
+def _broken(error: Exception) -> Unavailable:
+    return Unavailable(f"the router could not be reached inside the cluster: {type(error).__name__}: {error}")

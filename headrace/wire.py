@@ -1,0 +1,162 @@
+"""Requests and answers as plain values, and how errors come back as exceptions. No HTTP library, no Ray."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+from urllib.parse import quote, urlencode
+
+import cluster.errors as errors
+from cluster.errors import HeadraceError, InternalError
+
+__all__ = ["Call", "Response", "ServerError", "error_of", "json_body", "path_of", "server_sent_events"]
+
+T = TypeVar("T")
+
+
+class ServerError(HeadraceError):
+    """The server answered with an error that this release does not know by its code."""
+
+    code = "server_error"
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A whole answer. Header names are lower-case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        """The body as JSON. Raises InternalError when it is none (a proxy's page, for example)."""
+        try:
+            return json.loads(self.body) if self.body else None
+        except ValueError:
+            raise InternalError(
+                f"the server's answer (HTTP {self.status}) is not JSON: {self.body[:200]!r}: is this headrace's URL?"
+            ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """One request and how to read its answer. `retry_safe`: sending it twice does no more than sending it once."""
+
+    method: str
+    path: str
+    parse: Callable[[Response], T]
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = b""
+    retry_safe: bool = False
+    timeout_s: float | None = None
+
+
+def json_body(value: Any) -> tuple[bytes, dict[str, str]]:
+    """The body and headers of a JSON request. Raises InvalidInput for what JSON cannot hold."""
+    try:
+        return json.dumps(value, ensure_ascii=False).encode(), {"content-type": "application/json"}
+    except (TypeError, ValueError) as error:
+        raise errors.InvalidInput(f"this cannot be sent as JSON: {error}") from None
+
+
+def path_of(*parts: str, query: Mapping[str, Any] | None = None) -> str:
+    """`/a/b?x=1`, each part quoted; query values that are None are left out, lists repeat."""
+    path = "/" + "/".join(quote(part, safe="") for part in parts)
+    given = {key: value for key, value in (query or {}).items() if value is not None}
+    return f"{path}?{urlencode(given, doseq=True)}" if given else path
+
+
+_BY_CODE: dict[str, type[HeadraceError]] = {
+    cls.code: cls
+    for cls in vars(errors).values()
+    if isinstance(cls, type) and issubclass(cls, HeadraceError) and cls is not HeadraceError
+}
+_BY_STATUS: dict[int, type[HeadraceError]] = {
+    400: errors.InvalidInput,
+    401: errors.Unauthorized,
+    403: errors.Forbidden,
+    404: errors.NotFound,
+    409: errors.Conflict,
+    413: errors.TooLarge,
+    422: errors.Unprocessable,
+    429: errors.Overloaded,
+    500: errors.InternalError,
+    502: errors.UpstreamError,
+    503: errors.Unavailable,
+    504: errors.DeadlineExceeded,
+}
+
+
+def error_of(response: Response) -> HeadraceError:
+    """The exception that an error answer stands for, whichever of the three shapes it has (problem document, OpenAI's,
+    OIP's)."""
+    try:
+        data = json.loads(response.body)
+    except ValueError:
+        data = None
+    code, message = None, None
+    details: Any = {}
+    if isinstance(data, dict):
+        inner = data.get("error")
+        if isinstance(inner, dict):
+            code, message, details = inner.get("code"), inner.get("message"), inner.get("details") or {}
+        elif isinstance(inner, str):
+            code, message = data.get("code"), inner
+        else:
+            code, message = data.get("code"), data.get("detail") or data.get("title")
+            details = data.get("details") or {}
+    text = str(message or response.body[:200].decode(errors="replace") or f"HTTP {response.status}")
+    retry_after = _retry_after(response)
+    cls = _BY_CODE.get(str(code)) or _BY_STATUS.get(response.status, ServerError)
+    error = cls(text, details=details if isinstance(details, dict) else {}, retry_after_s=retry_after)
+    request_id = response.headers.get("x-request-id")
+    if request_id:
+        error.details.setdefault("request_id", request_id)
+    return error
+
+
+def _retry_after(response: Response) -> float | None:
+    try:
+        return float(response.headers["retry-after"])
+    except (KeyError, ValueError):
+        return None
+
+
+def server_sent_events(lines: Iterator[str]) -> Iterator[tuple[str | None, str, str]]:
+    """(id, event, data) of each server-sent event; comments and `retry:` are skipped.
+
+    https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream; an event cut off by the end
+    of the stream is dropped, as it says.
+    """
+    reader = SseReader()
+    for line in lines:
+        event = reader.feed(line)
+        if event is not None:
+            yield event
+
+
+class SseReader:
+    """The same, fed line by line, for asynchronous streams."""
+
+    def __init__(self) -> None:
+        self._id: str | None = None
+        self._event = "message"
+        self._data: list[str] = []
+
+    def feed(self, line: str) -> tuple[str | None, str, str] | None:
+        line = line.rstrip("\r\n")
+        if not line:
+            done = (self._id, self._event, "\n".join(self._data)) if self._data else None
+            self._event, self._data = "message", []
+            return done
+        name, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        if name == "id":
+            self._id = value
+        elif name == "event":
+            self._event = value
+        elif name == "data":
+            self._data.append(value)
+        return None
