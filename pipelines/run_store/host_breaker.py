@@ -1,18 +1,18 @@
-"""Circuit breakers of the http hosts that steps call, in Envoy's terms. Pure: they live off logged results.
+"""Circuit breakers of the http hosts that steps call, in Envoy's terms. Pure: time comes with each call.
 
     closed ──trip──▶ open ──time──▶ half_open ──enough successes──▶ closed
                       ▲                 │
                       └─────failure─────┘
 
-Since every result is in the log with its times, a restart finds each breaker as it was without any record of its own.
-A success only counts when its attempt began after the breaker opened: a late one from before says nothing.
+Openings and closings are logged by the run store, so a restart finds an open breaker open; counts of single failures
+start anew. A success only counts when its attempt began after the breaker opened: a late one from before says nothing.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from cluster.config.models import BreakerConfig
@@ -110,21 +110,35 @@ class HostBreakers:
             if breaker.state != "closed"
         }
 
-    def to_state(self) -> dict[str, Any]:
-        """JSON-like state for a snapshot."""
-        return {
-            host: {**asdict(breaker), "window": [list(entry) for entry in breaker.window]}
-            for host, breaker in self._hosts.items()
-        }
+    def state_of(self, host: str) -> dict[str, Any] | None:
+        """What a restart must know of a host; None for a closed breaker."""
+        breaker = self._hosts.get(host)
+        if breaker is None or breaker.state == "closed":
+            return None
+        return {"opened_at": breaker.opened_at, "open_until": breaker.open_until, "ejections": breaker.ejections}
 
-    def restore(self, state: Mapping[str, Mapping[str, Any]]) -> None:
-        """Take a snapshot's state. Calls that were in flight are gone with the process: no probe is out."""
-        known = set(HostBreaker.__slots__)
+    def set(self, host: str, state: Mapping[str, Any] | None) -> None:
+        """The inverse of `state_of`. Calls that were in flight are gone with their process: no probe is out."""
+        if state is None:
+            self._hosts.pop(host, None)
+            return
+        self._hosts[host] = HostBreaker(
+            state="open",
+            opened_at=float(state["opened_at"]),
+            open_until=float(state["open_until"]),
+            ejections=int(state["ejections"]),
+        )
+
+    def to_state(self) -> dict[str, Any]:
+        """JSON-like state for a snapshot: the breakers that are not closed."""
+        states = {host: self.state_of(host) for host in self._hosts}
+        return {host: state for host, state in states.items() if state is not None}
+
+    def restore(self, states: Mapping[str, Mapping[str, Any]]) -> None:
+        """Take a snapshot's state."""
         self._hosts = {}
-        for host, raw in state.items():
-            fields = {name: value for name, value in raw.items() if name in known}
-            fields["window"] = deque((float(at), bool(ok)) for at, ok in raw.get("window", ()))
-            self._hosts[host] = HostBreaker(**{**fields, "probes": 0})
+        for host, state in states.items():
+            self.set(host, state)
 
     def _open(self, breaker: HostBreaker, at: float) -> None:
         breaker.ejections += 1

@@ -74,13 +74,12 @@ class IdempotencyKeys:
         """A submit with this key was handed to the log."""
         self._in_flight[key] = body
 
-    def give_up(self, key: str) -> None:
-        """The log refused it: the key is free again."""
+    def settle(self, key: str) -> None:
+        """The submit is durable, or was refused: it is not in flight any more."""
         self._in_flight.pop(key, None)
 
     def accept(self, key: str, body: str, run_id: str, *, at: float) -> None:
-        """The run is durable. Also forgets what is older than a day."""
-        self._in_flight.pop(key, None)
+        """A run was accepted with this key. Also forgets what is older than a day."""
         self._accepted.pop(key, None)
         self._accepted[key] = (body, run_id, at)
         while self._accepted:

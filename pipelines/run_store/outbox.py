@@ -10,9 +10,12 @@ from __future__ import annotations
 import heapq
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Any, Literal
 
-__all__ = ["RETRY_DELAYS_S", "Attempted", "Delivery", "Outbox"]
+import orjson
+
+__all__ = ["RETRY_DELAYS_S", "Attempted", "Delivery", "Outbox", "payload"]
 
 RETRY_DELAYS_S = (5.0, 300.0, 1800.0, 7200.0, 18_000.0, 36_000.0, 50_400.0, 72_000.0, 86_400.0)
 """Wait after the n-th failure; after the last one the delivery is given up."""
@@ -179,3 +182,19 @@ class Outbox:
         delivery = self._deliveries.pop(identifier, None)
         if delivery is not None and self._by_run.get(delivery.run_id) == identifier:
             del self._by_run[delivery.run_id]
+
+
+def payload(view: Mapping[str, Any], *, output_limit: int = 16_384) -> dict[str, Any]:
+    """The message body for a run that ended: what happened, and the output where it is small."""
+    data: dict[str, Any] = {key: view.get(key) for key in ("id", "workflow", "state", "created_at", "finished_at")}
+    if view.get("error") is not None:
+        data["error"] = view["error"]
+    output = view.get("output")
+    if output is not None:
+        encoded = orjson.dumps(output)
+        if len(encoded) <= output_limit:
+            data["output"] = output
+        else:
+            data["output_url"] = f"/runs/{view['id']}/output"
+    stamp = datetime.fromtimestamp(float(view["finished_at"]), tz=UTC).isoformat()
+    return {"type": f"run.{str(view['state']).lower()}", "timestamp": stamp, "data": data}

@@ -6,6 +6,7 @@ decode both here. Unknown fields are ignored, since later releases may add some;
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -65,8 +66,13 @@ Record = Event | StoreFact
 
 
 def encode_event(event: Event) -> bytes:
-    """One engine fact as a record."""
-    return orjson.dumps(to_dict(event))
+    """One engine fact as a record. It never fails: by now the fact has happened."""
+    raw = to_dict(event)
+    try:
+        return orjson.dumps(raw, option=orjson.OPT_SERIALIZE_NUMPY)
+    except TypeError:
+        # A value that is almost JSON (an integer over 64 bits, a key that is no text): kept as well as JSON can.
+        return json.dumps(raw, default=str, allow_nan=False).encode()
 
 
 def encode_fact(fact: StoreFact) -> bytes:

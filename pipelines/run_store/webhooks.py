@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, Protocol
+from typing import Protocol
 
 import aiohttp
 import orjson
@@ -23,7 +23,7 @@ from cluster.errors import Forbidden, HeadraceError, InvalidConfig
 from pipelines.run_store.outbound import OutboundPolicy
 from pipelines.run_store.outbox import Delivery
 
-__all__ = ["AiohttpSender", "HttpSender", "SendResult", "WebhookSigner", "parse_retry_after", "payload"]
+__all__ = ["AiohttpSender", "HttpSender", "SendResult", "WebhookSigner", "parse_retry_after"]
 
 TIMEOUT_S = 20.0
 """Standard Webhooks: 15 to 30 s."""
@@ -151,19 +151,3 @@ class AiohttpSender:
             timeout = aiohttp.ClientTimeout(total=self._timeout_s)
             self._session = aiohttp.ClientSession(connector=connector, timeout=timeout, trust_env=False)
         return self._session
-
-
-def payload(view: Mapping[str, Any], *, output_limit: int = 16_384) -> dict[str, Any]:
-    """The message body for a run that ended: what happened, and the output where it is small."""
-    data: dict[str, Any] = {key: view.get(key) for key in ("id", "workflow", "state", "created_at", "finished_at")}
-    if view.get("error") is not None:
-        data["error"] = view["error"]
-    output = view.get("output")
-    if output is not None:
-        encoded = orjson.dumps(output)
-        if len(encoded) <= output_limit:
-            data["output"] = output
-        else:
-            data["output_url"] = f"/runs/{view['id']}/output"
-    stamp = datetime.fromtimestamp(float(view["finished_at"]), tz=UTC).isoformat()
-    return {"type": f"run.{str(view['state']).lower()}", "timestamp": stamp, "data": data}

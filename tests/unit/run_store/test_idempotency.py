@@ -14,6 +14,7 @@ def test_a_key_stands_for_its_run() -> None:
     assert keys.check("k", "body", now=0) is None
     keys.begin("k", "body")
     keys.accept("k", "body", "run-0-1", at=0)
+    keys.settle("k")
     assert keys.check("k", "body", now=1) == "run-0-1"
     with pytest.raises(Unprocessable):
         keys.check("k", "other", now=1)
@@ -27,7 +28,7 @@ def test_a_repeat_in_flight_is_a_conflict() -> None:
         keys.check("k", "body", now=0)
     with pytest.raises(Unprocessable):
         keys.check("k", "other", now=0)
-    keys.give_up("k")
+    keys.settle("k")
     assert keys.check("k", "body", now=0) is None
 
 
