@@ -81,6 +81,10 @@ class Context:
         content = data.encode() if isinstance(data, str) else bytes(data)
         return self._make_file(self._blobs.put_blocking(content, media_type=media_type, name=name))
 
+    def file(self, reference: Any) -> File:
+        """The `File` behind a reference (`{"$blob": …}`) that came another way than by the step's input."""
+        return reference if isinstance(reference, File) else self._make_file(reference)
+
     def client(self) -> Any:
         """A `headrace.Client` over the cluster's own handles: no address and no key needed."""
         if self._client is None:

@@ -1,0 +1,2 @@
+def main():
+    return "headrace 0.1 is out"

@@ -1,0 +1,2 @@
+def main(text):
+    return f"published: {text}"

@@ -1,0 +1,2 @@
+def main(amount):
+    return f"{amount:g} is small"

@@ -1,0 +1,2 @@
+def main():
+    raise RuntimeError("the card was refused")

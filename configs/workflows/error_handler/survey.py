@@ -1,0 +1,2 @@
+def main():
+    raise ConnectionError("the survey service is away")

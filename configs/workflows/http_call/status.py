@@ -1,0 +1,2 @@
+def main(status):
+    return f"the service answered {status}"

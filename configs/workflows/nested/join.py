@@ -1,0 +1,2 @@
+def main(parts):
+    return " ".join(part["upper"] for part in parts)

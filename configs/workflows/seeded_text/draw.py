@@ -1,0 +1,5 @@
+import random
+
+
+def main(value, context):
+    return random.Random(context.seed).randint(1, 100)
