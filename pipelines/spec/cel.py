@@ -21,6 +21,9 @@ MAX_EXPRESSION = 4096
 _MAX_MACROS = 4
 _MACRO = re.compile(r"\.(?:map|filter|all|exists|exists_one)\s*\(")
 _STRING = re.compile(r"'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\"")
+_LOOP = re.compile(rf"({_STRING.pattern})|(?<![\w.])loop\b")
+"""`loop` is a reserved word of CEL (https://github.com/google/cel-spec, Syntax), so it goes by another name inside."""
+_NAMES = {"loop": "loop__"}
 _INDEX = re.compile(r"\[\s*(?:'([A-Za-z_]\w*)'|\"([A-Za-z_]\w*)\")\s*\]")
 _PATH = re.compile(rf"(?<![\w.])({'|'.join(ROOTS)})\b((?:\s*\.\s*[A-Za-z_]\w*(?!\w*\s*\())*)")
 
@@ -44,7 +47,7 @@ class Expression:
         """The value. Raises `ExpressionError`, or `ValueNeeded` when a spilled value must be fetched first."""
         ready = with_resolved(context, self.refs, values or {})
         try:
-            return self._program.execute(dict(ready))
+            return self._program.execute({_NAMES.get(name, name): value for name, value in ready.items()})
         except KeyError as error:
             raise ExpressionError(f"`{self.source}`: there is no field {error}; test it first with has(…)") from None
         except (RuntimeError, TypeError, ValueError, ArithmeticError, LookupError) as error:
@@ -72,7 +75,7 @@ def compile_expression(source: str) -> Expression:
     if len(_MACRO.findall(source)) > _MAX_MACROS:
         raise ExpressionError(f"`{source}`: at most {_MAX_MACROS} of map, filter, all and exists in one expression")
     try:
-        program = cel.compile(source)
+        program = cel.compile(_LOOP.sub(lambda m: m.group(1) or _NAMES["loop"], source))
     except ValueError as error:
         message = str(error).split("Syntax error:", 1)[-1].split("\n", 1)[0].strip()
         raise ExpressionError(f"`{source}` is not a CEL expression: {message}") from None
@@ -82,6 +85,6 @@ def compile_expression(source: str) -> Expression:
         refs[Ref((root, *re.findall(r"[A-Za-z_]\w*", tail)))] = None
     bound = set(re.findall(r"\.(?:map|filter|all|exists|exists_one)\s*\(\s*([A-Za-z_]\w*)", bare))
     for name in program.variables():
-        if name not in ROOTS and name not in bound:
+        if name not in ROOTS and name not in bound and name not in _NAMES.values():
             raise ExpressionError(f"`{source}`: there is no `{name}`; expressions know {', '.join(ROOTS)}")
     return Expression(source, program, tuple(refs))
