@@ -68,8 +68,8 @@ def declared_signature(model: ModelConfig, version: VersionConfig) -> Signature 
 def items_of(signature: Signature | None, request: InferRequest) -> list[dict[str, Any]]:
     """Cut a request into `rows` items, each input name -> value, after checking every column.
 
-    Numeric values become numpy arrays (or scalars for shape `()`) of the declared datatype. Without a signature only row
-    counts are checked. Raises `InvalidInput` that names the input, what was expected and what came.
+    Numeric values become numpy arrays (or scalars for shape `()`) of the declared datatype. Without a signature only
+    row counts are checked. Raises `InvalidInput` that names the input, what was expected and what came.
     """
     if request.rows < 1:
         raise InvalidInput(f"a request needs at least one row, got {request.rows}")
@@ -206,8 +206,8 @@ def _wrong(name: str, spec: TensorSpec | None, got: str) -> InvalidInput:
 
 
 def outputs_of(signature: Signature | None, answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Stack the items' outputs into columns: numeric ones as one array [rows, *dims] (a list where shapes differ), BYTES
-    and JSON as lists. Raises `ModelError` when an answer lacks an output or has another type than it says."""
+    """Stack the items' outputs into columns: numeric ones as one array [rows, *dims] (a list where shapes differ),
+    BYTES and JSON as lists. Raises `ModelError` when an answer lacks an output or has another type than it says."""
     if signature is None:
         names: Sequence[str] = list(answers[0])
     else:

@@ -11,7 +11,8 @@ A model is any class with a constructor and `predict`::
 
 - `__init__(**config)` gets the version's `config:`. It also gets, if it names them as parameters: `artifact` (local
   path of the fetched weights, or None), `precision` ("fp32", …), `device` ("cpu", "cuda"), `seed` (int or None),
-  `cpu_threads` (int or None), `cache` (a folder on the node that outlives the process). It runs in a thread, before the host is ready.
+  `cpu_threads` (int or None), `cache` (a folder on the node that outlives the process). It runs in a thread, before
+  the host is ready.
 - `predict(items)` gets a list of dicts (input name -> value; `item["parameters"]` holds the request's parameters, `{}`
   when there are none) and answers a list of the same length. An answer is a mapping output name -> value, or the bare
   value when the model has one output, or an `Answer` (with usage), or an exception, which fails that item alone. It may

@@ -4,7 +4,7 @@
 |---|---|---|
 | `serve_apps.hosts.packaged.embedding:MiniLM` | all-MiniLM-L6-v2, fp32, 384 dimensions | – |
 | `serve_apps.hosts.packaged.embedding:MiniLMInt8` | the same in int8 on onnxruntime (`provider: onnx`) | – |
-| `serve_apps.hosts.packaged.text:SmolLM2` | SmolLM2-135M-Instruct | `system_prompt`, `max_tokens`, `temperature`, `top_p` |
+| `serve_apps.hosts.packaged.text:SmolLM2` | SmolLM2-135M-Instruct | `system_prompt`, `max_tokens`, `temperature`, … |
 | `serve_apps.hosts.packaged.vision:MobileNetV2` | MobileNetV2, ImageNet | `top_k` |
 | `serve_apps.hosts.packaged.vision:EfficientNetLite` | EfficientNet-Lite0 or Lite2 | `variant` (0 or 2), `top_k` |
 

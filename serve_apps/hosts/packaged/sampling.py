@@ -26,7 +26,7 @@ class GenerationParameters:
 
 
 def read_parameters(given: Mapping[str, Any], defaults: GenerationParameters, *, most: int) -> GenerationParameters:
-    """OpenAI's names (`max_completion_tokens` too). Unknown ones are left to whom they concern. Raises `InvalidInput`."""
+    """OpenAI's names (`max_completion_tokens` too); unknown ones are ignored. Raises `InvalidInput`."""
     stop = given.get("stop")
     stops = defaults.stop if stop is None else (stop,) if isinstance(stop, str) else stop
     if not isinstance(stops, Sequence) or not all(isinstance(s, str) and s for s in stops) or len(stops) > _MAX_STOPS:

@@ -1,4 +1,4 @@
-"""Text generation: SmolLM2-135M-Instruct, several chats in one batch, each with its own parameters and random numbers."""
+"""Text generation: SmolLM2-135M-Instruct, several chats in a batch, each with its own parameters and randomness."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def converted_checkpoint(cache: Path) -> Path:
 
 @dataclass(slots=True)
 class _Row:
-    """One chat while it is generated. `step_noise` is drawn once per step, so that a token decided twice sees the same."""
+    """One chat while it is generated. `step_noise` is drawn once per step: a token decided twice sees the same."""
 
     place: int
     prompt: list[int]
@@ -262,8 +262,8 @@ class SmolLM2:
     def _choose(self, row: _Row, logits: Any) -> tuple[int, float]:
         """The next token, and by how much its logit leads the runner-up (the Gumbel-max way of sampling).
 
-        Adding Gumbel noise and taking the greatest draws from the softmax (Maddison et al., arXiv:1411.0030), and unlike
-        a draw from cumulated sums it changes only when two leaders are close.
+        Adding Gumbel noise and taking the greatest draws from the softmax (Maddison et al., arXiv:1411.0030), and
+        unlike a draw from cumulated sums it changes only when two leaders are close.
         """
         torch = self._torch
         temperature, top_p = row.parameters.temperature, row.parameters.top_p
@@ -271,7 +271,8 @@ class SmolLM2:
             best = logits.topk(2)
             return int(best.indices[0]), float(best.values[0] - best.values[1])
         scores = logits.double() / temperature
-        certain = possible = None
+        certain: Any = None
+        possible: Any = None
         if top_p < 1:
             order = scores.argsort(descending=True)
             before = scores[order].softmax(0).cumsum(0).roll(1)
@@ -287,7 +288,7 @@ class SmolLM2:
             exact = order[before < top_p] if top_p > 0 else order[:1]
             chosen = int(exact[noisy[exact].argmax()])
             best = allowed.topk(2)
-            if int(best.indices[0]) != chosen or not bool((certain == chosen).any()):
+            if int(best.indices[0]) != chosen or chosen not in certain.tolist():
                 return chosen, 0.0
         else:
             best = noisy.topk(2)

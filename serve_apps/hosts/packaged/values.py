@@ -71,7 +71,7 @@ def decode_image(value: Any, *, at_least: int) -> Image.Image:
 
     data = _image_bytes(value)
     try:
-        image = Image.open(io.BytesIO(data))
+        image: Image.Image = Image.open(io.BytesIO(data))
         if image.width * image.height > _MAX_PIXELS:
             raise TooLarge(f"the image has {image.width} x {image.height} pixels; at most {_MAX_PIXELS} are read")
         image.draft("RGB", (at_least, at_least))

@@ -1,0 +1,471 @@
+"""One version of a model, loaded: checks requests, batches their items, and puts the answers together. Knows no Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import math
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from cluster.clock import Clock
+from cluster.config.models import Signature, VersionConfig
+from cluster.errors import (
+    DeadlineExceeded,
+    HeadraceError,
+    InternalError,
+    InvalidConfig,
+    InvalidInput,
+    ModelError,
+    TooLarge,
+    Unavailable,
+)
+from serve_apps.batching import BatchAnswer, Batcher, BatchPolicy
+from serve_apps.hosts.signature import items_of, outputs_of, task_signature
+from serve_apps.protocol import InferRequest, InferResult, StreamChunk
+from serve_apps.providers.load import class_signature
+from serve_apps.providers.model import Answer
+
+__all__ = ["Host", "HostMetrics", "NoMetrics"]
+
+_STUCK_FACTOR = 10
+"""A batch that runs this many times `timeout_s` means that the model hangs: the host reports itself unhealthy."""
+
+
+class HostMetrics(Protocol):
+    """Where a host's figures go."""
+
+    def batch(self, *, size: int, seconds: float) -> None: ...
+    def waited(self, seconds: float) -> None: ...
+    def queue(self, depth: int) -> None: ...
+
+
+class NoMetrics:
+    """Drops every figure."""
+
+    def batch(self, *, size: int, seconds: float) -> None: ...
+    def waited(self, seconds: float) -> None: ...
+    def queue(self, depth: int) -> None: ...
+
+
+@dataclass(slots=True, eq=False)
+class _Work:
+    """One item on its way through the batcher. `chunks` is set for a streamed one; `sent` once text has left."""
+
+    item: dict[str, Any]
+    chunks: asyncio.Queue[str] | None = None
+    gone: bool = False
+    sent: bool = False
+
+
+@dataclass(slots=True)
+class _Counts:
+    requests: int = 0
+    rows: int = 0
+    errors: int = 0
+    batches: int = 0
+    batch_items: int = 0
+    latencies_s: list[float] = field(default_factory=list)
+
+
+class Host:
+    """`load()` makes the model (blocking; given so that tests need no weights); `start()` loads and warms it.
+
+    `infer` never raises for a single request: its result carries the error. Until `start()` has returned, and after
+    `stop()`, every result is `Unavailable`.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: str,
+        version: str,
+        config: VersionConfig,
+        load: Callable[[], Any],
+        clock: Clock,
+        task: str = "generic",
+        signature: Signature | None = None,
+        metrics: HostMetrics | None = None,
+    ):
+        self._name = model
+        self._version = version
+        self._config = config
+        self._load = load
+        self._clock = clock
+        self._task = task
+        self._declared = signature
+        self._metrics = metrics or NoMetrics()
+        self._model: Any = None
+        self._signature: Signature | None = signature
+        self._batcher: Batcher[_Work, Any] | None = None
+        self._pool: ThreadPoolExecutor | None = None
+        self._counts = _Counts()
+        self._loaded_s = 0.0
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    # ---- life ----
+
+    async def start(self) -> None:
+        """Load in a thread (so that health checks go on), check the class, warm up. Raises `HeadraceError`."""
+        began = self._clock.monotonic()
+        self._loop = asyncio.get_running_loop()
+        try:
+            self._model = await asyncio.to_thread(self._load)
+        except HeadraceError:
+            raise
+        except Exception as error:
+            raise ModelError(f"{self._label} could not be loaded: {type(error).__name__}: {error}") from error
+        own = class_signature(self._model)
+        self._signature = self._declared or own or task_signature(self._task)
+        if self._signature is not None and "parameters" in self._signature.inputs:
+            raise InvalidConfig(
+                f"{self._label}: an input cannot be called 'parameters' (requests carry those beside it)"
+            )
+        batching = self._config.batching
+        parallelism = int(getattr(self._model, "parallelism", 1))
+        self._pool = ThreadPoolExecutor(max_workers=parallelism, thread_name_prefix="model")
+        policy = BatchPolicy(
+            max_batch_size=batching.max_batch_size,
+            max_queue_delay_s=batching.max_queue_delay_ms / 1000,
+            priority_levels=batching.priority_levels,
+            queue=batching.queue,
+            parallelism=parallelism,
+        )
+        await self._warm_up()
+        self._batcher = Batcher(self._run, policy, clock=self._clock, may_retry=_nothing_sent)
+        self._loaded_s = self._clock.monotonic() - began
+
+    @property
+    def _label(self) -> str:
+        return f"{self._name} {self._version}"
+
+    async def _warm_up(self) -> None:
+        """Run the configured (or the model's own) warm-up items once alone and once together; an error stops the start.
+
+        What a first call pays (kernels chosen, memory taken, connections made) is paid before anyone waits.
+        """
+        own = getattr(self._model, "warmup", None)
+        given = self._config.warmup or (own() if callable(own) else [])
+        items = []
+        for entry in given:
+            values = {key: value for key, value in entry.items() if key != "parameters"}
+            request = InferRequest(id="warmup", inputs={k: [v] for k, v in values.items()})
+            (item,) = items_of(self._signature, request)
+            items.append(self._with_parameters(item, entry.get("parameters", {})))
+        if not items:
+            return
+        size = min(self._config.batching.max_batch_size, 8)
+        for batch in ([items[0]], (items * size)[: max(size, len(items))]):
+            for answer in await self._call([_Work(dict(item)) for item in batch]):
+                if isinstance(answer, BaseException):
+                    raise ModelError(f"{self._label}: the warm-up failed: {answer}") from answer
+
+    async def stop(self, timeout_s: float = 20.0) -> None:
+        """Answer what was accepted, refuse the rest, give the model its `close()`."""
+        if self._batcher is not None:
+            await self._batcher.drain(timeout_s)
+        for name in ("aclose", "close"):
+            method = getattr(self._model, name, None)
+            if callable(method):
+                result = method()
+                if inspect.isawaitable(result):
+                    await result
+                break
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+    # ---- serving ----
+
+    async def infer(self, requests: Sequence[InferRequest]) -> list[InferResult]:
+        """Results in the order of the requests. Items of all requests share batches; errors stay with their request."""
+        if len(requests) == 1:
+            return [await self._answer(requests[0])]
+        return list(await asyncio.gather(*(self._answer(request) for request in requests)))
+
+    async def _answer(self, request: InferRequest) -> InferResult:
+        began = self._clock.monotonic()
+        self._counts.requests += 1
+        self._counts.rows += request.rows
+        try:
+            result = await self._answer_or_raise(request)
+        except HeadraceError as error:
+            self._counts.errors += 1
+            return InferResult(error=error)
+        except Exception as error:
+            self._counts.errors += 1
+            return InferResult(error=InternalError(f"{self._label}: {type(error).__name__}: {error}"))
+        self._observe(self._clock.monotonic() - began, result.queue_s)
+        return result
+
+    def _observe(self, seconds: float, queue_s: float) -> None:
+        latencies = self._counts.latencies_s
+        latencies.append(seconds)
+        if len(latencies) > 512:
+            del latencies[:256]
+        self._metrics.waited(queue_s)
+
+    async def _answer_or_raise(self, request: InferRequest) -> InferResult:
+        batcher = self._ready()
+        if request.rows > self._config.batching.queue:
+            raise TooLarge(
+                f"{request.rows} rows in one request, but the queue of {self._label} holds "
+                f"{self._config.batching.queue}"
+            )
+        parameters = request.parameters
+        items = [self._with_parameters(item, parameters) for item in items_of(self._signature, request)]
+        deadline = self._deadline(request)
+        works = [_Work(item) for item in items]
+        futures: list[asyncio.Future[BatchAnswer[Any]]] = []
+        try:
+            for work in works:
+                size = self._size(work.item)
+                futures.append(batcher.enqueue(work, priority=request.priority, size=size, deadline_s=deadline))
+            self._metrics.queue(batcher.waiting)
+            answers = await self._wait(futures, deadline)
+        finally:
+            # One row's failure, or the caller's leaving, takes the other rows of this request out as well.
+            for work, future in zip(works, futures, strict=False):
+                work.gone = not future.done()
+                if not future.cancel() and not future.cancelled():
+                    # Looking at it keeps asyncio from reporting an error that another row has already answered for.
+                    future.exception()
+        return self._result(answers)
+
+    async def _wait(
+        self, futures: Sequence[asyncio.Future[BatchAnswer[Any]]], deadline: float
+    ) -> list[BatchAnswer[Any]]:
+        """The rows' answers, or the first row's error that comes. Rows are named in it when there are several."""
+        left = deadline - self._clock.now()
+        done, _ = await asyncio.wait(futures, timeout=max(left, 0.0), return_when=asyncio.FIRST_EXCEPTION)
+        for row, future in enumerate(futures):
+            if future in done and (error := future.exception()) is not None:
+                if isinstance(error, HeadraceError) and len(futures) > 1:
+                    details = {**error.details, "row": row}
+                    raise type(error)(f"row {row}: {error.message}", details=details, retry_after_s=error.retry_after_s)
+                raise error
+        if len(done) < len(futures):
+            raise DeadlineExceeded(f"{self._label} did not answer before the deadline")
+        return [future.result() for future in futures]
+
+    def _result(self, answers: Sequence[BatchAnswer[Any]]) -> InferResult:
+        values = [self._as_answer(answer.value) for answer in answers]
+        usage: dict[str, int] = {}
+        for value in values:
+            for key, count in (value.usage or {}).items():
+                usage[key] = usage.get(key, 0) + count
+        reasons = [value.finish_reason for value in values]
+        return InferResult(
+            outputs=outputs_of(self._signature, [value.outputs for value in values]),
+            usage=usage or None,
+            finish_reasons=reasons if any(reasons) else None,
+            queue_s=max(answer.queue_s for answer in answers),
+            compute_s=max(answer.compute_s for answer in answers),
+            batch_size=max(answer.batch_size for answer in answers),
+        )
+
+    def _as_answer(self, value: Any) -> Answer:
+        if isinstance(value, Answer):
+            return value
+        names = list(self._signature.outputs) if self._signature is not None else ["output"]
+        if isinstance(value, Mapping) and (len(names) != 1 or names[0] in value or self._signature is None):
+            return Answer(outputs=value)
+        if len(names) == 1:
+            return Answer(outputs={names[0]: value})
+        raise ModelError(
+            f"{self._label} answered {type(value).__name__}, but has the outputs {', '.join(names)}: a dict of them is "
+            "needed"
+        )
+
+    async def stream(self, request: InferRequest) -> AsyncIterator[StreamChunk]:
+        """The text of a one-row request as it grows; the last chunk has the finish reason and the usage.
+
+        Errors come as a chunk with `error`, also in the middle. A model that cannot stream answers in one piece.
+        """
+        self._counts.requests += 1
+        self._counts.rows += 1
+        try:
+            async for chunk in self._stream_or_raise(request):
+                yield chunk
+        except HeadraceError as error:
+            self._counts.errors += 1
+            yield StreamChunk(error=error)
+        except Exception as error:
+            self._counts.errors += 1
+            yield StreamChunk(error=ModelError(f"{self._label}: {type(error).__name__}: {error}"))
+
+    async def _stream_or_raise(self, request: InferRequest) -> AsyncIterator[StreamChunk]:
+        batcher = self._ready()
+        if request.rows != 1:
+            raise InvalidInput(f"a streamed request has one row, got {request.rows}")
+        (item,) = items_of(self._signature, request)
+        item = self._with_parameters(item, request.parameters)
+        deadline = self._deadline(request)
+        own = getattr(self._model, "stream", None)
+        if callable(own):
+            async for chunk in self._own_stream(own, item, deadline):
+                yield chunk
+            return
+        queue: asyncio.Queue[str] = asyncio.Queue()
+        work = _Work(item, chunks=queue if hasattr(self._model, "predict_stream") else None)
+        future = batcher.enqueue(work, priority=request.priority, size=self._size(item), deadline_s=deadline)
+        try:
+            while not (future.done() and queue.empty()):
+                getter = asyncio.ensure_future(queue.get())
+                left = deadline - self._clock.now()
+                either: set[asyncio.Future[Any]] = {getter, future}
+                await asyncio.wait(either, timeout=max(left, 0.0), return_when=asyncio.FIRST_COMPLETED)
+                if getter.done():
+                    yield StreamChunk(text=getter.result())
+                    continue
+                getter.cancel()
+                if not future.done():
+                    raise DeadlineExceeded(f"{self._label} did not finish before the deadline")
+            answer = self._as_answer((await future).value)
+        finally:
+            work.gone = True
+            future.cancel()
+        if work.chunks is None:
+            yield StreamChunk(text=str(answer.outputs.get("text", next(iter(answer.outputs.values())))))
+        yield StreamChunk(finish_reason=answer.finish_reason or "stop", usage=answer.usage)
+
+    async def _own_stream(
+        self, own: Callable[[dict[str, Any]], Any], item: dict[str, Any], deadline: float
+    ) -> AsyncIterator[StreamChunk]:
+        """Chunks of a model's own `stream(item)`, sync (in a thread) or async, up to the deadline."""
+        source = own(item)
+        finished = False
+        try:
+            while True:
+                left = deadline - self._clock.now()
+                try:
+                    async with asyncio.timeout(max(left, 0.0)):
+                        if hasattr(source, "__anext__"):
+                            piece = await anext(source, None)
+                        else:
+                            piece = await asyncio.to_thread(next, source, None)
+                except TimeoutError:
+                    raise DeadlineExceeded(f"{self._label} did not finish before the deadline") from None
+                if piece is None:
+                    break
+                chunk = piece if isinstance(piece, StreamChunk) else StreamChunk(text=str(piece))
+                finished = finished or chunk.finish_reason is not None
+                yield chunk
+        finally:
+            if hasattr(source, "aclose"):
+                await source.aclose()
+        if not finished:
+            yield StreamChunk(finish_reason="stop")
+
+    def _ready(self) -> Batcher[_Work, Any]:
+        if self._batcher is None:
+            raise Unavailable(f"{self._label} is still loading", retry_after_s=1.0)
+        return self._batcher
+
+    def _with_parameters(self, item: dict[str, Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
+        merged = dict(parameters)
+        if self._config.seed is not None and merged.get("seed") is None:
+            merged["seed"] = self._config.seed
+        item["parameters"] = merged
+        return item
+
+    def _deadline(self, request: InferRequest) -> float:
+        """The caller's deadline, or the version's own time limit if that is earlier. Wall time."""
+        own = self._clock.now() + self._config.timeout_s
+        return own if request.deadline_s is None else min(own, request.deadline_s)
+
+    def _size(self, item: dict[str, Any]) -> int:
+        size = getattr(self._model, "size", None)
+        return max(1, int(size(item))) if callable(size) else 1
+
+    # ---- the model's thread ----
+
+    async def _run(self, works: list[_Work]) -> Sequence[Any]:
+        began = self._clock.monotonic()
+        try:
+            return await self._call(works)
+        finally:
+            self._counts.batches += 1
+            self._counts.batch_items += len(works)
+            self._metrics.batch(size=len(works), seconds=self._clock.monotonic() - began)
+
+    async def _call(self, works: list[_Work]) -> Sequence[Any]:
+        """One call of the model: on the event loop if it is async, else on its own thread."""
+        items = [work.item for work in works]
+        model = self._model
+        if hasattr(model, "predict_stream"):
+            loop = asyncio.get_running_loop()
+
+            def emit(index: int, text: str) -> bool:
+                work = works[index]
+                if text and work.chunks is not None and not work.gone:
+                    work.sent = True
+                    loop.call_soon_threadsafe(work.chunks.put_nowait, text)
+                return not work.gone
+
+            return await loop.run_in_executor(self._pool, _guarded, model.predict_stream, items, emit)
+        if inspect.iscoroutinefunction(model.predict):
+            return await model.predict(items)  # type: ignore[no-any-return]
+        loop = asyncio.get_running_loop()
+        result = await loop.run_in_executor(self._pool, _guarded, model.predict, items)
+        return (await result) if inspect.isawaitable(result) else result  # type: ignore[no-any-return]
+
+    # ---- looking in ----
+
+    def describe(self) -> dict[str, Any]:
+        """What is served, as JSON: names, provider, signature, whether it streams, how long loading took."""
+        streams = any(hasattr(self._model, name) for name in ("stream", "predict_stream"))
+        return {
+            "model": self._name,
+            "version": self._version,
+            "provider": self._config.provider,
+            "task": self._task,
+            "signature": self._signature.model_dump(mode="json") if self._signature is not None else None,
+            "streaming": streams,
+            "loaded_s": round(self._loaded_s, 3),
+        }
+
+    def stats(self) -> dict[str, Any]:
+        """Counts since the start, what waits and runs now, latency quantiles of recent requests, resident memory."""
+        counts = self._counts
+        ordered = sorted(counts.latencies_s)
+        return {
+            "requests": counts.requests,
+            "rows": counts.rows,
+            "errors": counts.errors,
+            "batches": counts.batches,
+            "mean_batch": counts.batch_items / counts.batches if counts.batches else 0.0,
+            "waiting": self._batcher.waiting if self._batcher is not None else 0,
+            "running": self._batcher.running if self._batcher is not None else 0,
+            "latency_p50_s": _quantile(ordered, 0.5),
+            "latency_p95_s": _quantile(ordered, 0.95),
+        }
+
+    def check_health(self) -> None:
+        """Raises `Unavailable` when the model hangs, so that whoever watches replaces this host."""
+        limit = max(60.0, _STUCK_FACTOR * self._config.timeout_s)
+        running = self._batcher.longest_running_s() if self._batcher is not None else 0.0
+        if running > limit:
+            raise Unavailable(f"{self._label} has worked on one batch for {running:.0f} s (limit {limit:.0f} s)")
+
+
+def _guarded(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Keep a model from ending its thread: `sys.exit()` and the like become errors of the batch."""
+    try:
+        return function(*arguments)
+    except HeadraceError:
+        raise
+    except StopIteration as error:
+        # asyncio refuses to carry a StopIteration through a future.
+        raise ModelError(f"the model raised StopIteration: {error}") from error
+    except SystemExit as error:
+        raise ModelError(f"the model called exit({error.code})") from error
+
+
+def _nothing_sent(works: list[_Work]) -> bool:
+    return not any(work.sent for work in works)
+
+
+def _quantile(ordered: Sequence[float], q: float) -> float | None:
+    return ordered[min(len(ordered) - 1, math.ceil(q * len(ordered)) - 1)] if ordered else None
