@@ -8,7 +8,10 @@ from typing import Any, Protocol
 
 from cluster.errors import HeadraceError
 
-__all__ = ["HostPort", "InferRequest", "InferResult", "StreamChunk"]
+__all__ = ["BARE_INPUT", "HostPort", "InferRequest", "InferResult", "StreamChunk"]
+
+BARE_INPUT = "$value"
+"""Name of a column whose input the caller does not know: the router binds it to the chosen model's signature."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
