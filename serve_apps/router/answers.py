@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,4 +44,4 @@ class StreamAnswer:
     """A stream whose first chunk has come, so that its choice is final. Closing `chunks` cancels the work."""
 
     chosen: Chosen
-    chunks: AsyncIterator[StreamChunk]
+    chunks: AsyncGenerator[StreamChunk, None]

@@ -40,8 +40,8 @@ class Coalescer:
         self._hops: dict[asyncio.Task[None], list[_Item]] = {}
         self._scheduled = False
         self._timer: asyncio.TimerHandle | None = None
-        self.calls = 0
-        self.hops = 0
+        self.sizes: dict[int, int] = {}
+        """Hops by the number of calls in them; whoever reads it may empty it."""
 
     @property
     def waiting(self) -> int:
@@ -60,7 +60,6 @@ class Coalescer:
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[InferResult] = loop.create_future()
-        self.calls += 1
         self._queue.append((request, future))
         if not self._scheduled:
             self._scheduled = True
@@ -96,7 +95,7 @@ class Coalescer:
                 batch.append(item)
         if not batch:
             return
-        self.hops += 1
+        self.sizes[len(batch)] = self.sizes.get(len(batch), 0) + 1
         task = asyncio.get_running_loop().create_task(self._hop(batch))
         self._hops[task] = batch
         task.add_done_callback(self._on_hop_done)

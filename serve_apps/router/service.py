@@ -16,6 +16,7 @@ from cluster.errors import DeadlineExceeded, HeadraceError, InternalError, Unava
 from serve_apps.protocol import InferRequest, InferResult, StreamChunk
 from serve_apps.router.adaptive import Candidate
 from serve_apps.router.answers import Answer, Chosen, StreamAnswer
+from serve_apps.router.bare import bind
 from serve_apps.router.coalescer import Coalescer
 from serve_apps.router.deadline import Deadline
 from serve_apps.router.decide import (
@@ -144,6 +145,14 @@ class Router(Live):
             self._channels[entry.app] = channel
         return channel
 
+    def take_merged(self) -> list[tuple[str, str, int, int]]:
+        """(model, version, requests in a hop, number of such hops) since the last call."""
+        rows = []
+        for channel in self._channels.values():
+            sizes, channel.coalescer.sizes = channel.coalescer.sizes, {}
+            rows += [(channel.flow.model, channel.flow.version, size, count) for size, count in sizes.items()]
+        return rows
+
     # -- Live: what decisions ask about this moment --------------------------------------------------------------
 
     def probes_in_flight(self, entry: VersionEntry) -> int:
@@ -264,7 +273,8 @@ class Router(Live):
         entry, config = target.entry, target.model.config
         chosen.model, chosen.version = target.model.name, entry.version
         try:
-            inputs = check_inputs(target.model.name, entry.signature, call.inputs, call.rows)
+            named = bind(target.model.name, config.task, entry.signature, call.inputs)
+            inputs = check_inputs(target.model.name, entry.signature, named, call.rows)
         except HeadraceError as error:
             return InferResult(error=error)
         budget = self._budgets.get(target.model.name)
@@ -477,12 +487,16 @@ class Router(Live):
         model: str,
         requests: Sequence[InferRequest],
         *,
-        sticky: str | None = None,
+        sticky: str | Sequence[str | None] | None = None,
         pinned: str | None = None,
         caller: str = "cluster",
         headers: Any = None,
     ) -> list[tuple[InferResult, dict[str, Any]]]:
-        """The answers in order, each with who was chosen. Requests are decided one by one, and travel merged."""
+        """The answers in order, each with who was chosen. Requests are decided one by one, and travel merged.
+
+        `sticky`: one key for all, or one per request.
+        """
+        keys = [sticky] * len(requests) if sticky is None or isinstance(sticky, str) else sticky
         calls = [
             Call(
                 model=model,
@@ -493,12 +507,12 @@ class Router(Live):
                 caller=caller,
                 headers=headers,
                 pinned=pinned,
-                sticky=sticky,
+                sticky=key,
                 priority=request.priority,
                 deadline_s=request.deadline_s,
-                run=sticky if sticky and sticky.startswith("run-") else None,
+                run=key if key and key.startswith("run-") else None,
             )
-            for request in requests
+            for request, key in zip(requests, keys, strict=True)
         ]
         answers = await asyncio.gather(*(self.infer(call) for call in calls))
         return [(answer.result, answer.chosen.to_dict()) for answer in answers]

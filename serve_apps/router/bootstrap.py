@@ -1,0 +1,53 @@
+"""Starts Serve with the router's host and port, and deploys the router. For a process that is connected to the
+cluster."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cluster.config.models import RouterConfig
+from cluster.names import ROUTER_APP
+from serve_apps.table import RoutingTable
+
+__all__ = ["deploy_router", "start_serve"]
+
+
+def start_serve(router: RouterConfig) -> None:
+    """Start Serve's controller and its HTTP proxy on `router.host:router.port`.
+
+    Must come before anything else uses Serve in this cluster: whoever starts Serve first decides about host and port.
+    """
+    from ray import serve
+    from ray.serve.config import HTTPOptions, ProxyLocation
+
+    serve.start(
+        proxy_location=ProxyLocation.HeadOnly,
+        http_options=HTTPOptions(host=router.host, port=router.port),
+    )
+
+
+def deploy_router(
+    config_wire: dict[str, Any], *, table: RoutingTable | None = None, env_vars: dict[str, str] | None = None
+) -> Any:
+    """Deploy the router as the application at `/` and wait until it answers; returns its handle. Idempotent.
+
+    `config_wire` is `cluster.config.wire.to_wire(config)`. With `table` the router works from it alone, without a
+    control plane. `env_vars` reach the router's process (`HEADRACE_SECRETS_FILE`, for example).
+    """
+    from ray import serve
+
+    from cluster.config.wire import from_wire
+    from serve_apps.router.deployment import RouterIngress
+
+    router = from_wire(config_wire).router
+    start_serve(router)
+    deployment = serve.deployment(serve.ingress()(RouterIngress)).options(
+        name="router",
+        num_replicas=router.replicas,
+        # Requests wait at hosts, by priority and deadline, and not in front of the router.
+        max_ongoing_requests=10_000,
+        max_queued_requests=-1,
+        graceful_shutdown_timeout_s=10.0,
+        ray_actor_options={"num_cpus": router.cpus, "runtime_env": {"env_vars": {**(env_vars or {})}}},
+    )
+    return serve.run(deployment.bind(config_wire, table), name=ROUTER_APP, route_prefix="/", blocking=False)

@@ -1,0 +1,455 @@
+"""The HTTP surface as callers see it, over fake hosts and without a server."""
+
+from __future__ import annotations
+
+import base64
+import json
+import random
+import struct
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+
+from cluster.clock import ManualClock
+from cluster.config.models import Signature
+from cluster.errors import ModelError, Overloaded, Unavailable
+from serve_apps.http.app import build_app
+from serve_apps.http.gate import Gate
+from serve_apps.protocol import InferRequest, InferResult
+from serve_apps.router.service import Router
+from serve_apps.table import RoutingTable
+from serve_apps.testing import FakeHost, FakeHosts, api_key, model_entry, table_of
+
+NUMBERS = Signature.model_validate({"inputs": {"x": "FP32[2]"}, "outputs": {"x": "FP32[2]"}})
+KEY = {"authorization": "Bearer invoke-secret"}
+
+
+def chat_answer(request: InferRequest) -> InferResult:
+    usage = {"prompt_tokens": 4, "completion_tokens": 2 * request.rows}
+    return InferResult(outputs={"text": [f"answer {i}" for i in range(request.rows)]}, usage=usage)
+
+
+def embed_answer(request: InferRequest) -> InferResult:
+    return InferResult(outputs={"embedding": [[1.0, 2.0, 3.0]] * request.rows}, usage={"prompt_tokens": 7})
+
+
+class Surface:
+    """An application over fake hosts, and a client of it."""
+
+    def __init__(self, table: RoutingTable, hosts: dict[str, FakeHost]):
+        self.clock = ManualClock()
+        self.hosts = hosts
+        self.router = Router(hosts=FakeHosts(hosts), clock=self.clock, rng=random.Random(7))
+        self.router.set_table(table)
+        self.app: Gate = build_app(self.router, watch=False)
+
+    def client(self) -> httpx.AsyncClient:
+        transport = httpx.ASGITransport(app=self.app, raise_app_exceptions=False)  # type: ignore[arg-type]
+        return httpx.AsyncClient(transport=transport, base_url="http://test", headers=KEY)
+
+
+def keys() -> list[object]:
+    return [
+        api_key("caller", "invoke-secret"),
+        api_key("boss", "operate-secret", "operate"),
+        api_key("old", "old-secret", expires_at=1.0),
+    ]
+
+
+@pytest.fixture
+def surface() -> Surface:
+    hosts = {
+        "numbers-1.0.0": FakeHost(),
+        "chat-1.0.0": FakeHost(respond=chat_answer),
+        "embed-1.0.0": FakeHost(respond=embed_answer),
+        "spare-1.0.0": FakeHost(respond=chat_answer, pieces=("spare",)),
+    }
+    table = table_of(
+        model_entry("numbers", signature=NUMBERS),
+        model_entry("chat", task="chat", config={"fallback": ["spare"]}),
+        model_entry("embed", task="embedding"),
+        model_entry("spare", task="chat"),
+        routes={"support": {"rules": [{"keyword": "退款", "model": "chat"}], "default": "spare"}},
+        keys=keys(),  # type: ignore[arg-type]
+        max_body_bytes=100_000,
+    )
+    return Surface(table, hosts)
+
+
+@pytest.fixture
+async def client(surface: Surface) -> AsyncIterator[httpx.AsyncClient]:
+    async with surface.client() as client:
+        yield client
+
+
+def tensor(data: list[float], shape: list[int] | None = None) -> dict[str, object]:
+    return {"name": "x", "datatype": "FP32", "shape": shape or [1, 2], "data": data}
+
+
+def good(**more: object) -> bytes:
+    """A right request with further keys."""
+    return json.dumps({"inputs": [tensor([1.0, 2.0])], **more}).encode()
+
+
+async def test_infer_says_what_was_chosen(client: httpx.AsyncClient) -> None:
+    """An inference answers with outputs and with headers that name model, version, rule and attempts."""
+    answer = await client.post("/v2/models/numbers/infer", json={"id": "a", "inputs": [tensor([1.5, 2.0])]})
+    assert answer.status_code == 200
+    assert answer.json() == {
+        "model_name": "numbers",
+        "model_version": "1.0.0",
+        "id": "a",
+        "outputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1.5, 2.0]}],
+    }
+    assert answer.headers["x-headrace-model"] == "numbers"
+    assert answer.headers["x-headrace-version"] == "1.0.0"
+    assert answer.headers["x-headrace-rule"] == "direct"
+    assert answer.headers["x-headrace-attempts"] == "1"
+    assert answer.headers["x-request-id"]
+
+
+async def test_nested_data_is_the_same_as_flat(client: httpx.AsyncClient) -> None:
+    """Nested tensor data means the same as flat data of the same shape."""
+    body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [2, 2], "data": [[1, 2], [3, 4]]}]}
+    answer = await client.post("/v2/models/numbers/versions/1.0.0/infer", json=body)
+    assert answer.json()["outputs"][0]["data"] == [1, 2, 3, 4]
+    assert answer.json()["outputs"][0]["shape"] == [2, 2]
+
+
+async def test_binary_tensors_in_and_out(client: httpx.AsyncClient) -> None:
+    """The binary tensor data extension carries raw little-endian tensors in both directions."""
+    raw = struct.pack("<2f", 1.0, -2.0)
+    head = json.dumps(
+        {
+            "parameters": {"binary_data_output": True},
+            "inputs": [
+                {"name": "x", "datatype": "FP32", "shape": [1, 2], "parameters": {"binary_data_size": len(raw)}}
+            ],
+        }
+    ).encode()
+    answer = await client.post(
+        "/v2/models/numbers/infer", content=head + raw, headers={"inference-header-content-length": str(len(head))}
+    )
+    assert answer.status_code == 200
+    length = int(answer.headers["inference-header-content-length"])
+    assert json.loads(answer.content[:length])["outputs"][0]["parameters"] == {"binary_data_size": 8}
+    assert answer.content[length:] == raw
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"", "not JSON"),
+        (b"{", "not JSON"),
+        (b"[1]", "object"),
+        (b"{}", "inputs"),
+        (b'{"inputs": []}', "inputs"),
+        (b'{"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 3], "data": [1, 2, 3]}]}', "shape"),
+        (b'{"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1]}]}', "elements"),
+        (b'{"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": ["a", "b"]}]}', "FP32"),
+        (b'{"inputs": [{"name": "x", "datatype": "INT32", "shape": [1, 2], "data": [1.5, 2]}]}', "INT32"),
+        (b'{"inputs": [{"name": "x", "datatype": "INT32", "shape": [1, 2], "data": [1, 2]}]}', "FP32"),
+        (b'{"inputs": [{"name": "y", "datatype": "FP32", "shape": [1, 2], "data": [1, 2]}]}', "no input 'y'"),
+        (b'{"inputs": [{"name": "x", "datatype": "FP99", "shape": [1, 2], "data": [1, 2]}]}', "FP99"),
+        (b'{"inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 2], "data": [1, 2]}]}', "shape"),
+        (b'{"inputs": [{"name": "x", "datatype": "FP32", "shape": [], "data": [1]}]}', "shape"),
+        (b'{"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [[1], [2, 3]]}]}', "tensor"),
+        (good(parameters={"timeout": "soon"}), "timeout"),
+        (good(parameters={"priority": -1}), "priority"),
+        (good(parameters={"sequence_id": 4}), "sequences"),
+        (good(outputs=[{"name": "z"}]), "no output"),
+    ],
+)
+async def test_wrong_tensors_are_a_clear_400(client: httpx.AsyncClient, body: bytes, words: str) -> None:
+    """Every way to get a tensor wrong is a 400 in the protocol's own shape that says what is wrong."""
+    answer = await client.post("/v2/models/numbers/infer", content=body)
+    assert answer.status_code == 400
+    assert words in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("/v2/models/nope/infer", "no model or route named 'nope'"),
+        ("/v2/models/numbers/versions/9.9.9/infer", "no version '9.9.9'"),
+    ],
+)
+async def test_unknown_model_or_version(client: httpx.AsyncClient, path: str, words: str) -> None:
+    """An unknown model or version is a 404 that lists what there is."""
+    answer = await client.post(path, json={"inputs": [tensor([1, 2])]})
+    assert answer.status_code == 404
+    assert words in answer.json()["error"]
+    assert "numbers" in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("headers", "words"),
+    [
+        ({"authorization": ""}, "no API key"),
+        ({"authorization": "Bearer wrong"}, "not known"),
+        ({"authorization": "Bearer old-secret"}, "expired"),
+        ({"authorization": "Basic abc"}, "no API key"),
+    ],
+)
+@pytest.mark.parametrize("path", ["/v2/models/numbers/infer", "/v1/chat/completions", "/explain"])
+async def test_no_good_key_no_answer(client: httpx.AsyncClient, headers: dict[str, str], words: str, path: str) -> None:
+    """Without a good key every path answers 401, in the path's own shape, with WWW-Authenticate."""
+    answer = await client.post(path, json={}, headers=headers)
+    assert answer.status_code == 401
+    assert words in answer.text
+    assert answer.headers["www-authenticate"].startswith("Bearer")
+
+
+async def test_the_other_way_to_send_a_key(client: httpx.AsyncClient) -> None:
+    """A key may come as x-api-key."""
+    answer = await client.get("/v1/models", headers={"authorization": "", "x-api-key": "operate-secret"})
+    assert [model["id"] for model in answer.json()["data"]] == ["chat", "embed", "numbers", "spare", "support"]
+
+
+async def test_large_body_is_refused_before_it_is_read(surface: Surface) -> None:
+    """A body that is announced as too large is refused without a single read."""
+    sent: list[dict[str, object]] = []
+
+    async def receive() -> dict[str, object]:
+        raise AssertionError("the body was read")
+
+    async def send(message: dict[str, object]) -> None:
+        sent.append(message)
+
+    for path in ("/v2/models/numbers/infer", "/explain"):
+        sent.clear()
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": path,
+            "headers": [(b"authorization", b"Bearer invoke-secret"), (b"content-length", b"200000000")],
+        }
+        await surface.app(scope, receive, send)  # type: ignore[arg-type]
+        assert sent[0]["status"] == 413
+        assert (b"connection", b"close") in sent[0]["headers"]  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("path", ["/v2/models/numbers/infer", "/explain", "/v1/embeddings"])
+async def test_large_body_without_length_is_refused(client: httpx.AsyncClient, path: str) -> None:
+    """A chunked body is refused as soon as it grows past the limit."""
+
+    async def body() -> AsyncIterator[bytes]:
+        for _ in range(20):
+            yield b"x" * 10_000
+
+    answer = await client.post(path, content=body())
+    assert answer.status_code == 413
+
+
+async def test_problem_documents_on_own_paths(client: httpx.AsyncClient) -> None:
+    """Unknown paths, wrong methods and wrong bodies on headrace's own paths are RFC 9457 problem documents."""
+    for answer, status in (
+        (await client.get("/nowhere"), 404),
+        (await client.delete("/explain"), 405),
+        (await client.post("/explain", json={"model": 7}), 400),
+        (await client.post("/explain", content=b"not json"), 400),
+        (await client.post("/explain", json={"model": "nope"}), 404),
+    ):
+        assert answer.status_code == status, answer.text
+        assert answer.headers["content-type"] == "application/problem+json"
+        problem = answer.json()
+        assert problem["status"] == status
+        assert problem["detail"]
+        assert problem["request_id"] == answer.headers["x-request-id"]
+
+
+async def test_unknown_protocol_paths_keep_the_protocol_shape(client: httpx.AsyncClient) -> None:
+    """A path below /v1 or /v2 that does not exist answers in that protocol's error shape."""
+    assert "error" in (await client.get("/v2/nowhere")).json()
+    assert (await client.get("/v1/nowhere")).json()["error"]["code"] == "not_found"
+
+
+async def test_chat(client: httpx.AsyncClient, surface: Surface) -> None:
+    """A chat completion has one choice per `n`, usage, and passes sampling parameters on."""
+    body = {
+        "model": "chat",
+        "messages": [{"role": "user", "content": "hi"}],
+        "n": 2,
+        "temperature": 0.5,
+        "stop": "x",
+        "seed": 3,
+    }
+    answer = await client.post("/v1/chat/completions", json=body)
+    got = answer.json()
+    assert [choice["message"]["content"] for choice in got["choices"]] == ["answer 0", "answer 1"]
+    assert got["usage"] == {"prompt_tokens": 4, "completion_tokens": 4, "total_tokens": 8}
+    assert got["model"] == "chat"
+    (request,) = surface.hosts["chat-1.0.0"].requests
+    assert request.parameters == {"temperature": 0.5, "stop": ["x"], "seed": 3}
+    assert request.rows == 2
+
+
+def events(text: str) -> list[object]:
+    lines = [line[6:] for line in text.split("\n\n") if line.startswith("data: ")]
+    return [json.loads(line) if line != "[DONE]" else line for line in lines]
+
+
+async def test_chat_stream(client: httpx.AsyncClient) -> None:
+    """A stream gives a role, the pieces, a finish reason, usage when asked for, and [DONE]."""
+    body = {
+        "model": "chat",
+        "messages": [{"role": "user", "content": "hi"}],
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    answer = await client.post("/v1/chat/completions", json=body)
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    assert answer.headers["x-headrace-version"] == "1.0.0"
+    got = events(answer.text)
+    assert got[-1] == "[DONE]"
+    chunks = [chunk for chunk in got if isinstance(chunk, dict)]
+    assert chunks[0]["choices"][0]["delta"]["role"] == "assistant"
+    assert "".join(c["choices"][0]["delta"].get("content", "") for c in chunks[:-1]) == "Hello world"
+    assert chunks[-2]["choices"][0]["finish_reason"] == "stop"
+    assert chunks[-1]["usage"]["completion_tokens"] == 3
+
+
+async def test_stream_of_several_choices(client: httpx.AsyncClient) -> None:
+    """With n choices the chunks of all choices come, each with its index."""
+    body = {"model": "chat", "messages": [{"role": "user", "content": "hi"}], "stream": True, "n": 3}
+    got = events((await client.post("/v1/chat/completions", json=body)).text)
+    texts = {0: "", 1: "", 2: ""}
+    for chunk in got:
+        if isinstance(chunk, dict):
+            choice = chunk["choices"][0]
+            texts[choice["index"]] += choice["delta"].get("content", "")
+    assert texts == dict.fromkeys(range(3), "Hello world")
+
+
+async def test_stream_falls_back_before_the_first_byte(client: httpx.AsyncClient, surface: Surface) -> None:
+    """When a stream fails before its first piece, the fallback model streams instead, and the headers say so."""
+    surface.hosts["chat-1.0.0"].error = ModelError("it broke")
+    body = {"model": "chat", "messages": [{"role": "user", "content": "hi"}], "stream": True}
+    answer = await client.post("/v1/chat/completions", json=body)
+    assert answer.headers["x-headrace-model"] == "spare"
+    assert answer.headers["x-headrace-rule"] == "fallback"
+    assert "spare" in answer.text
+
+
+async def test_stream_that_breaks_later_ends_with_an_error_event(client: httpx.AsyncClient, surface: Surface) -> None:
+    """After the first piece no other model takes over: the error is the last event and no [DONE] follows."""
+    surface.hosts["chat-1.0.0"].break_after = 1
+    body = {"model": "chat", "messages": [{"role": "user", "content": "hi"}], "stream": True}
+    got = events((await client.post("/v1/chat/completions", json=body)).text)
+    assert got[-1]["error"]["code"] == "unavailable"  # type: ignore[index]
+    assert "[DONE]" not in got
+
+
+async def test_stream_error_without_fallback_has_its_status(client: httpx.AsyncClient, surface: Surface) -> None:
+    """A stream that cannot start answers with a status and a body, as if it were no stream."""
+    surface.hosts["spare-1.0.0"].error = Overloaded("full", retry_after_s=2.2)
+    body = {"model": "spare", "messages": [{"role": "user", "content": "hi"}], "stream": True}
+    answer = await client.post("/v1/chat/completions", json=body)
+    assert answer.status_code == 429
+    assert answer.headers["retry-after"] == "3"
+    assert answer.json()["error"]["type"] == "rate_limit_error"
+
+
+async def test_completions(client: httpx.AsyncClient) -> None:
+    """A list of prompts gives one choice per prompt and per n, in order."""
+    answer = await client.post("/v1/completions", json={"model": "chat", "prompt": ["a", "b"], "n": 2})
+    assert [choice["index"] for choice in answer.json()["choices"]] == [0, 1, 2, 3]
+
+
+async def test_embeddings_float_and_base64(client: httpx.AsyncClient) -> None:
+    """Embeddings come as numbers or as base64 of little-endian floats."""
+    plain = (await client.post("/v1/embeddings", json={"model": "embed", "input": ["a", "b"]})).json()
+    assert plain["data"][1] == {"object": "embedding", "index": 1, "embedding": [1.0, 2.0, 3.0]}
+    assert plain["usage"] == {"prompt_tokens": 7, "total_tokens": 7}
+    packed = (
+        await client.post("/v1/embeddings", json={"model": "embed", "input": "a", "encoding_format": "base64"})
+    ).json()
+    assert struct.unpack("<3f", base64.b64decode(packed["data"][0]["embedding"])) == (1.0, 2.0, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("chat/completions", {"messages": [{"role": "user", "content": "x"}]}, "model"),
+        ("chat/completions", {"model": "chat"}, "messages"),
+        ("chat/completions", {"model": "chat", "messages": []}, "messages"),
+        ("chat/completions", {"model": "chat", "messages": ["x"]}, "messages"),
+        ("chat/completions", {"model": "chat", "messages": [{"role": "user", "content": "x"}], "n": 0}, "n"),
+        ("chat/completions", {"model": "chat", "messages": [{"role": "user", "content": "x"}], "temperature": 9},
+        "temperature"), ("chat/completions", {"model": "chat", "messages": [{"role": "user", "content": "x"}],
+        "tools": [{}]}, "tools"), ("chat/completions", {"model": "chat", "messages": [{"role": "user", "content":
+        "x"}], "max_tokens": 0}, "max_tokens"), ("chat/completions", {"model": "numbers", "messages": [{"role":
+        "user", "content": "x"}]}, "messages"), ("completions", {"model": "chat", "prompt": [1, 2]}, "prompt"),
+        ("embeddings", {"model": "embed", "input": [1, 2]}, "input"),
+        ("embeddings", {"model": "embed", "input": "x", "encoding_format": "hex"}, "encoding_format"),
+        ("embeddings", {"model": "embed", "input": "x", "dimensions": 4}, "dimensions"),
+    ],
+)  # fmt: skip
+async def test_wrong_openai_bodies_name_the_parameter(
+    client: httpx.AsyncClient, path: str, body: dict[str, object], param: str
+) -> None:
+    """Every wrong field is a 400 in OpenAI's shape with the parameter's name."""
+    answer = await client.post(f"/v1/{path}", json=body)
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["param"] == param
+
+
+async def test_route_by_keyword(client: httpx.AsyncClient) -> None:
+    """A route is addressed like a model, and the headers say which rule chose."""
+    answer = await client.post(
+        "/v1/chat/completions", json={"model": "support", "messages": [{"role": "user", "content": "我要退款"}]}
+    )
+    assert answer.headers["x-headrace-model"] == "chat"
+    assert answer.headers["x-headrace-rule"] == "support[0]"
+
+
+async def test_explain_does_not_send(client: httpx.AsyncClient, surface: Surface) -> None:
+    """Explaining gives the same decision with its reasons, and no host hears of it."""
+    answer = await client.post("/explain", json={"model": "support", "question": "我要退款"})
+    got = answer.json()
+    assert (got["model"], got["version"], got["rule"]) == ("chat", "1.0.0", "support[0]")
+    assert "退款" in got["why"][0]
+    assert [step.get("model") for step in got["plan"]] == ["chat", "spare"]
+    assert not any(host.calls for host in surface.hosts.values())
+
+
+async def test_metadata_and_health(client: httpx.AsyncClient) -> None:
+    """Server and model metadata and readiness follow the Open Inference Protocol; health needs no key."""
+    assert (await client.get("/v2")).json()["name"] == "headrace"
+    assert (await client.get("/v2/models/numbers")).json()["inputs"] == [
+        {"name": "x", "datatype": "FP32", "shape": [-1, 2]}
+    ]
+    assert (await client.get("/v2/models/numbers/versions/1.0.0/ready")).json() == {"name": "numbers", "ready": True}
+    assert (await client.get("/v2/models/numbers/versions/2.0.0/ready")).status_code == 404
+    for path in ("/v2/health/live", "/v2/health/ready", "/healthz"):
+        assert (await client.get(path, headers={"authorization": ""})).status_code == 200
+
+
+async def test_openapi_is_true(client: httpx.AsyncClient) -> None:
+    """The OpenAPI document names every path and schema it refers to, and asks for keys."""
+    document = (await client.get("/openapi.json", headers={"authorization": ""})).json()
+    for path in ("/v2/models/{model}/infer", "/v2/models/{model}/versions/{version}/infer", "/explain"):
+        assert path in document["paths"]
+    text = json.dumps(document)
+    schemas = document["components"]["schemas"]
+    for part in text.split('"#/components/schemas/')[1:]:
+        assert part.split('"')[0] in schemas
+    assert document["security"]
+
+
+async def test_failed_hop_is_retried(client: httpx.AsyncClient, surface: Surface) -> None:
+    """A hop that cannot be reached is tried again on the same version, and the header counts it."""
+    surface.hosts["numbers-1.0.0"].fail_hops = 1
+    answer = await client.post("/v2/models/numbers/infer", json={"inputs": [tensor([1, 2])]})
+    assert answer.status_code == 200
+    assert answer.headers["x-headrace-attempts"] == "2"
+
+
+async def test_error_answers_say_what_was_chosen(client: httpx.AsyncClient, surface: Surface) -> None:
+    """An answer that failed carries the decision headers too."""
+    surface.hosts["numbers-1.0.0"].error = Unavailable("down")
+    answer = await client.post("/v2/models/numbers/infer", json={"inputs": [tensor([1, 2])]})
+    assert answer.status_code == 503
+    assert answer.headers["x-headrace-model"] == "numbers"
+    assert answer.headers["x-headrace-attempts"] == "2"
