@@ -5,21 +5,27 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
 
+from cluster.config.models import Config
 from cluster.errors import Cancelled, HeadraceError, InternalError
 from pipelines.executor.errors import ResourcesImpossible, StepTimeout, WorkerDied
 from pipelines.executor.http_step import HttpStep
-from pipelines.executor.inference import BatchCall, InferenceMerger
+from pipelines.executor.inference import InferenceMerger
+from pipelines.executor.models import ModelPort, call_models, file_bytes
 from pipelines.executor.port import Attempt, Outcome
 from pipelines.executor.settings import ExecutorSettings
 from pipelines.executor.shapes import NodeShape, impossible, plan_image, task_options
+from pipelines.executor.values import Blobs
 from pipelines.executor.wire import decode_outcome, encode_attempt
+from pipelines.executor.worker import blobs_of
+from pipelines.run_store.outbound import OutboundPolicy
+from serve_apps.client import ModelClient
 
-__all__ = ["RayExecutor"]
+__all__ = ["RayExecutor", "build_executor"]
 
 _NODES_AGE_S = 10.0
 _KILL_WAIT_S = 10.0
@@ -28,16 +34,19 @@ _KILL_WAIT_S = 10.0
 class RayExecutor:
     """Implements `Executor`. Lives in an asyncio process that is connected to Ray (the run-store actor)."""
 
-    def __init__(self, settings: ExecutorSettings, *, call_models: BatchCall, http: HttpStep):
+    def __init__(self, settings: ExecutorSettings, *, client: ModelPort, blobs: Blobs, http: HttpStep):
         self._settings = settings
+        self._client = client
+        self._blobs = blobs
         self._http = http
         self._merger = InferenceMerger(
-            call=call_models,
+            call=self._call_models,
             max_batch=settings.max_batch,
             delay_s=settings.merge_delay_s,
             max_in_flight=settings.calls_in_flight,
         )
         self._function: Any = None
+        self._inference: Any = None
         self._tasks: dict[tuple[Any, ...], Any] = {}
         self._nodes: tuple[float, list[NodeShape]] = (float("-inf"), [])
         self._has_engine = shutil.which("podman") is not None
@@ -89,6 +98,33 @@ class RayExecutor:
             cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
             known = cause if isinstance(cause, HeadraceError) else InternalError(f"step {attempt.step_id}: {error}")
             return _failed(known, started)
+
+    async def _call_models(self, attempts: Sequence[Attempt]) -> Sequence[Outcome]:
+        """One merged call: from here, or from a task when it has to carry large files, which must not pass here."""
+        if file_bytes(attempts) <= self._settings.task_bytes:
+            limits = self._settings.limits
+            return await call_models(
+                attempts,
+                client=self._client,
+                blobs=self._blobs,
+                threshold=limits.blob_threshold,
+                limit=limits.max_output,
+            )
+        if self._inference is None:
+            function = ray.remote(_make_inference_function(self._settings))
+            self._inference = function.options(name="inference", num_cpus=0, max_retries=0)
+        ref = self._inference.remote([encode_attempt(attempt, None) for attempt in attempts])
+        try:
+            return [decode_outcome(data) for data in await ref]
+        except asyncio.CancelledError:
+            await self._stop(ref)
+            raise
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, HeadraceError):
+                raise error.cause from None
+            raise
+        except ray.exceptions.RayError as error:
+            raise WorkerDied(f"the worker that carried files to model {attempts[0].model} died: {error}") from error
 
     def _died(self, attempt: Attempt, error: Exception, started: float) -> Outcome:
         elapsed = time.monotonic() - started
@@ -169,6 +205,31 @@ def _make_step_function(settings: ExecutorSettings) -> Callable[[bytes], bytes]:
         return run_encoded(settings, attempt)
 
     return headrace_step
+
+
+def _make_inference_function(settings: ExecutorSettings) -> Callable[[Sequence[bytes]], list[bytes]]:
+    """The task that carries files from the bucket to a model."""
+
+    def headrace_inference(attempts: Sequence[bytes]) -> list[bytes]:
+        from pipelines.executor.worker import infer_encoded
+
+        return infer_encoded(settings, attempts)
+
+    return headrace_inference
+
+
+def build_executor(config: Config) -> RayExecutor:
+    """The executor of an environment, as the run store uses it. Its process must be connected to Ray."""
+    settings = ExecutorSettings.from_config(config)
+    blobs = blobs_of(settings)
+    policy = OutboundPolicy(
+        allow=settings.outbound_allow, open_world=settings.environment == "dev", setting="outbound_allow"
+    )
+
+    def save(data: bytes, media_type: str, name: str) -> dict[str, Any]:
+        return blobs.put_blocking(data, media_type=media_type, name=name)
+
+    return RayExecutor(settings, client=ModelClient(), blobs=blobs, http=HttpStep(policy=policy, save=save))
 
 
 def _failed(error: HeadraceError, started: float) -> Outcome:

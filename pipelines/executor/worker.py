@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
+
 from cluster.config.loader import process_environment
 from cluster.config.models import SecretRef
 from cluster.config.secrets import Secrets
 from cluster.storage import open_bucket
 from pipelines.executor.bucket_blobs import BucketBlobs
 from pipelines.executor.interrupts import wake_sleepers_on_interrupt
+from pipelines.executor.models import call_models
 from pipelines.executor.script_runner import ScriptRunner
 from pipelines.executor.settings import ExecutorSettings
 from pipelines.executor.wire import decode_attempt, encode_outcome
+from serve_apps.client import ModelClient
 
-__all__ = ["blobs_of", "run_encoded", "runner_of"]
+__all__ = ["blobs_of", "infer_encoded", "run_encoded", "runner_of"]
 
 _RUNNERS: dict[int, tuple[ExecutorSettings, ScriptRunner]] = {}
 
@@ -33,6 +38,20 @@ def runner_of(settings: ExecutorSettings) -> ScriptRunner:
 def run_encoded(settings: ExecutorSettings, attempt: bytes) -> bytes:
     """What the Ray task does: one attempt in, its outcome out."""
     return encode_outcome(runner_of(settings).run(*decode_attempt(attempt)))
+
+
+def infer_encoded(settings: ExecutorSettings, attempts: Sequence[bytes]) -> list[bytes]:
+    """What the task that carries files to a model does: attempts in, their outcomes out."""
+    outcomes = asyncio.run(
+        call_models(
+            [decode_attempt(data)[0] for data in attempts],
+            client=ModelClient(),
+            blobs=runner_of(settings).blobs,
+            threshold=settings.limits.blob_threshold,
+            limit=settings.limits.max_output,
+        )
+    )
+    return [encode_outcome(outcome) for outcome in outcomes]
 
 
 def blobs_of(settings: ExecutorSettings) -> BucketBlobs:
