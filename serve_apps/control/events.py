@@ -206,15 +206,14 @@ class ReleaseMoved(Fact):
 
 
 class ReleaseObserved(Fact):
-    """What came in since the last observation, and the look that was taken at it, if one was due."""
+    """What came in since the last observation, and the state of the tests after it, if one was made."""
 
     type: Literal["release_observed"] = "release_observed"
     id: str
     model: str
     stable: dict[str, Any]
     candidate: dict[str, Any]
-    look: int | None = None
-    verdict: dict[str, Any] | None = None
+    looks: dict[str, Any] | None = None
 
 
 class BreakerMoved(Fact):

@@ -32,6 +32,10 @@ class Payload:
     def optional_text(self, name: str) -> str | None:
         return None if self._data.get(name) in (None, "") else self.text(name)
 
+    def any(self, name: str) -> Any:
+        """As it came; None when it is missing."""
+        return self._data.get(name)
+
     def flag(self, name: str) -> bool:
         value = self._data.get(name, False)
         if not isinstance(value, bool):

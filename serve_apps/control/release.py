@@ -95,10 +95,8 @@ class Release(BaseModel):
     by: str = ""
     strata_stable: list[Counts] = Field(default_factory=list)
     strata_candidate: list[Counts] = Field(default_factory=list)
-    look: int = 0
-    """How many looks at the figures were taken (each spends a part of the error probability)."""
-    verdict: dict[str, Any] | None = None
-    """What the last look said."""
+    looks: dict[str, Any] = Field(default_factory=dict)
+    """`decide.Looks`: how often the figures were tested, and what the last test said."""
     history: list[dict[str, Any]] = Field(default_factory=list)
 
     def begin_step(self, at: float) -> None:

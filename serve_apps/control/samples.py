@@ -7,22 +7,27 @@ from collections.abc import Iterable
 
 from pydantic import BaseModel, Field
 
-__all__ = ["Counts", "bucket_of", "bucket_value"]
+__all__ = ["LOG_RATIO", "SMALLEST_MS", "Counts", "bucket_of", "bucket_value", "buckets_of_ratio"]
 
 _RATIO = 1.02
-_LOG_RATIO = math.log(_RATIO)
-_SMALLEST_MS = 0.01
+LOG_RATIO = math.log(_RATIO)
+SMALLEST_MS = 0.01
 
 
 def bucket_of(latency_ms: float) -> int:
     """The logarithmic bucket of a latency: buckets grow by 2 %, so a quantile is right within 1 % (the sketch of
     Masson, Rim and Lee, "DDSketch", VLDB 2019, with fixed bucket limits)."""
-    return max(0, math.ceil(math.log(max(latency_ms, _SMALLEST_MS) / _SMALLEST_MS) / _LOG_RATIO - 1e-9))
+    return max(0, math.ceil(math.log(max(latency_ms, SMALLEST_MS) / SMALLEST_MS) / LOG_RATIO - 1e-9))
 
 
 def bucket_value(bucket: int) -> float:
     """The latency (ms) that stands for a bucket: the middle of it."""
-    return _SMALLEST_MS * _RATIO ** (bucket - 0.5) if bucket > 0 else _SMALLEST_MS
+    return SMALLEST_MS * _RATIO ** (bucket - 0.5) if bucket > 0 else SMALLEST_MS
+
+
+def buckets_of_ratio(ratio: float) -> float:
+    """How many buckets a factor between two latencies is."""
+    return math.log(ratio) / LOG_RATIO
 
 
 class Counts(BaseModel):

@@ -9,12 +9,18 @@ from typing import Any
 
 from cluster.errors import Fenced, HeadraceError, NotFound
 from cluster.storage.port import Bucket
+from serve_apps.control.breakers import Breakers
 from serve_apps.control.core import Core
 from serve_apps.control.deployments import Deployments
+from serve_apps.control.feedback import Feedback
 from serve_apps.control.keys import Keys
+from serve_apps.control.observations import Observations
 from serve_apps.control.payload import Payload
+from serve_apps.control.prefetching import Prefetching
+from serve_apps.control.releases import Releases
 from serve_apps.control.supervisor import Supervisor
 from serve_apps.control.tables import build_table
+from serve_apps.stats import RouterReport
 from serve_apps.table import RoutingTable
 
 __all__ = ["ControlPlane"]
@@ -22,6 +28,9 @@ __all__ = ["ControlPlane"]
 _log = logging.getLogger(__name__)
 _BUSY_S = 0.5
 _IDLE_S = 5.0
+_BEAT_S = 1.0
+_FAST_BEAT_S = 0.1
+_ROUTER_GONE_S = 60.0
 
 
 class ControlPlane:
@@ -29,10 +38,15 @@ class ControlPlane:
 
     def __init__(self, core: Core, *, bucket: Bucket, random_key: Callable[[], str], drain_s: float = 5.0):
         self._core = core
-        self._bucket = bucket
         self.supervisor = Supervisor(core, drain_s=drain_s)
         self._deployments = Deployments(core)
         self._keys = Keys(core, random_key=random_key)
+        self._seen = Observations()
+        self._breakers = Breakers(core)
+        self._releases = Releases(core, bucket=bucket, observations=self._seen)
+        self._feedback = Feedback(core, self._seen)
+        self._prefetching = Prefetching(core, self._seen, self.supervisor)
+        self._reported = asyncio.Event()
         self._table: RoutingTable | None = None
         self._routers: dict[str, dict[str, Any]] = {}
         self._stopping = asyncio.Event()
@@ -46,6 +60,18 @@ class ControlPlane:
             "deployments": self._deployments.deployments,
             "retire": self._deployments.retire,
             "traffic": self._deployments.traffic,
+            "release_start": self._releases.start,
+            "release_status": self._releases.status,
+            "release_history": self._releases.history,
+            "release_promote": self._releases.promote,
+            "release_pause": self._releases.pause,
+            "release_resume": self._releases.resume,
+            "release_rollback": self._releases.rollback,
+            "promotions": self._releases.promotions,
+            "breakers": self._breakers.list,
+            "breaker_report": self._breakers.report,
+            "feedback": self._feedback.give,
+            "forecast": self._prefetching.forecast,
             "keys_create": self._keys.create,
             "keys_list": self._keys.list,
             "keys_revoke": self._keys.revoke,
@@ -69,7 +95,20 @@ class ControlPlane:
         return self.table() if changed else None
 
     async def report(self, router_id: str, stats: Mapping[str, Any]) -> None:
-        """Take in what a router saw (`serve_apps.stats.RouterReport`)."""
+        """Take in what a router saw (`serve_apps.stats.RouterReport`). A report that comes twice counts once."""
+        report, now = RouterReport.from_wire(stats), self._core.now()
+        before = self._routers.get(router_id)
+        if before is not None and report.seq <= before["seq"]:
+            return
+        self._routers[router_id] = {"seq": report.seq, "revision": report.revision, "at": now}
+        for router in [key for key, seen in self._routers.items() if now - seen["at"] > _ROUTER_GONE_S]:
+            del self._routers[router]
+        self._seen.add(report, now)
+        async with self._feedback.reported:
+            self._feedback.reported.notify_all()
+        await self._breakers.observe(report)
+        if self._core.state.active:
+            self._reported.set()
 
     # ---- operators ----
 
@@ -109,16 +148,43 @@ class ControlPlane:
 
     async def run(self) -> None:
         """Supervise until `close` or until another owner has taken over."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._supervise())
+            group.create_task(self._beat())
+
+    async def beat(self) -> None:
+        """What is due by time or by the last reports: breakers, releases, prefetching. Raises `Fenced`."""
+        await self._breakers.tick()
+        await self._releases.tick()
+        await self._prefetching.tick()
+
+    async def _beat(self) -> None:
+        await self._safely(self._releases.record_promotions)
+        while not self._stopping.is_set() and not self._core.fenced:
+            self._reported.clear()
+            await self._safely(self.beat)
+            try:
+                async with asyncio.timeout(_BEAT_S):
+                    await self._reported.wait()
+                    await asyncio.sleep(_FAST_BEAT_S)
+            except TimeoutError:
+                continue
+
+    async def _safely(self, work: Callable[[], Awaitable[None]]) -> None:
+        """A pass that fails is tried again; only a fence stops the plane."""
+        try:
+            await work()
+        except Fenced:
+            return
+        except HeadraceError as error:
+            _log.warning("the control plane's pass failed and is tried again: %s", error)
+        except Exception:
+            _log.exception("the control plane's pass failed and is tried again")
+
+    async def _supervise(self) -> None:
         while not self._stopping.is_set() and not self._core.fenced:
             self._core.wake.clear()
-            try:
-                await self.supervisor.step()
-            except Fenced:
-                return
-            except HeadraceError as error:
-                _log.warning("the control plane's pass failed and is tried again: %s", error)
-            except Exception:
-                _log.exception("the control plane's pass failed and is tried again")
+            await self._safely(self.supervisor.step)
             await self._pause(_BUSY_S if self.supervisor.busy else _IDLE_S)
 
     async def _pause(self, seconds: float) -> None:

@@ -366,9 +366,8 @@ def _release_observed(state: ControlState, event: e.ReleaseObserved) -> None:
         return
     release.strata_stable[-1].add(Counts.model_validate(event.stable))
     release.strata_candidate[-1].add(Counts.model_validate(event.candidate))
-    if event.look is not None:
-        release.look = event.look
-        release.verdict = event.verdict
+    if event.looks is not None:
+        release.looks = event.looks
 
 
 def _breaker(state: ControlState, event: e.BreakerMoved) -> None:

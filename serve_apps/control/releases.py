@@ -1,0 +1,422 @@
+"""Releases as operators and the clock drive them: start, watch, move, end. What moves is decided in `decide`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+from pydantic import ValidationError
+
+from cluster.config.models import ReleaseConfig
+from cluster.errors import Conflict, InvalidInput, NotFound
+from cluster.promotions import PromotionRecord, record_promotion
+from cluster.storage.port import Bucket
+from serve_apps.control import events as e
+from serve_apps.control.breaker import BreakerState
+from serve_apps.control.compat import incompatibilities
+from serve_apps.control.core import Core
+from serve_apps.control.decide import GUARDS, Decision, Looks, Progress, Seen, decide
+from serve_apps.control.deployments import content_of
+from serve_apps.control.golden import run_golden
+from serve_apps.control.observations import Observations
+from serve_apps.control.payload import Payload
+from serve_apps.control.plan import semver
+from serve_apps.control.release import Release, ReleaseState, plan_release
+from serve_apps.control.samples import Counts
+from serve_apps.control.state import ModelState
+from serve_apps.control.tables import model_config, model_target
+
+__all__ = ["Releases"]
+
+_log = logging.getLogger(__name__)
+_GOLDEN_S = 30.0
+_GOLDEN_BACK_S = 3.0
+"""A roll-back does not wait long for the stable version's golden requests."""
+
+
+class Releases:
+    """Operations `release_start|status|promote|pause|resume|rollback|history` and `promotions`; `tick` every second."""
+
+    def __init__(self, core: Core, *, bucket: Bucket, observations: Observations):
+        self._core = core
+        self._bucket = bucket
+        self._seen = observations
+        self._decisions: dict[str, Decision] = {}
+        self._recorded: set[str] = set()
+
+    # ---- operators ----
+
+    async def start(self, payload: Payload) -> dict[str, Any]:
+        """Move the first share of a model's traffic to `candidate`, after its signature and golden requests."""
+        name, candidate, core = payload.text("model"), payload.text("candidate"), self._core
+        plan = self._plan(core.model(name), payload)
+        stable = self._startable(name, candidate)
+        if not payload.flag("force"):
+            await self._check_move(name, frm=stable, to=candidate, timeout_s=_GOLDEN_S)
+        async with core.lock:
+            stable = self._startable(name, candidate)
+            identifier = f"rel-{core.ids.ulid()}"
+            self._seen.forget(name, (stable, candidate))
+            await core.write(
+                e.ReleaseStarted(
+                    at=core.now(),
+                    id=identifier,
+                    model=name,
+                    stable=stable,
+                    candidate=candidate,
+                    plan=plan.model_dump(mode="json"),
+                    weights_before=dict(core.state.models[name].weights),
+                    by=payload.by,
+                )
+            )
+            return self._view(core.state.releases[identifier])
+
+    def _plan(self, model: ModelState, payload: Payload) -> Any:
+        given: dict[str, Any] = {}
+        for key in ("strategy", "steps", "step_duration", "guard"):
+            value = payload.any(key)
+            if value is not None:
+                given[key] = value
+        base = model_config(model).release.model_dump(mode="json")
+        analysis = {**base["analysis"], **payload.optional_mapping("analysis")}
+        try:
+            config = ReleaseConfig.model_validate({**base, **given, "analysis": analysis})
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"])
+            raise InvalidInput(f"release: {place}: {first['msg']}") from None
+        steps = list(config.steps)
+        if not steps or any(not 0 < step <= 100 for step in steps) or steps != sorted(set(steps)):
+            raise InvalidInput("release: steps must grow, each more than 0 and at most 100")
+        if unknown := set(config.guard) - set(GUARDS):
+            raise InvalidInput(f"release: no guard {', '.join(sorted(unknown))}: {', '.join(GUARDS)}")
+        return plan_release(config)
+
+    def _startable(self, name: str, candidate: str) -> str:
+        """The stable version, if a release to `candidate` may start now."""
+        model = self._core.model(name)
+        running = self._core.state.release_of(name)
+        if running is not None:
+            raise Conflict(f"{name} has the release {running.id} in progress: promote it or roll it back first")
+        known = model.versions.get(candidate)
+        if known is None:
+            there = ", ".join(sorted(model.versions, key=semver))
+            raise NotFound(f"{name} has no version {candidate!r}: {there}; deploy it first")
+        if known.serving is None:
+            raise Conflict(f"{name} {candidate} is not ready: a release needs it loaded")
+        with_traffic = [version for version, weight in model.weights.items() if weight > 0]
+        if with_traffic == [candidate]:
+            raise Conflict(f"{name} {candidate} has all the traffic already")
+        others = [version for version in with_traffic if version != candidate]
+        if len(others) != 1:
+            raise Conflict(
+                f"{name} has traffic on {', '.join(others) or 'no version'}: a release compares with one stable "
+                "version, so give all of it to one first (`headrace traffic`)"
+            )
+        if model.versions[others[0]].serving is None:
+            raise Conflict(f"{name} {others[0]}, the stable version, is not ready")
+        return others[0]
+
+    async def status(self, payload: Payload) -> dict[str, Any]:
+        """The release in progress, or the model's last one."""
+        return self._view(self._of(payload, running=False))
+
+    async def history(self, payload: Payload) -> dict[str, Any]:
+        name = payload.optional_text("model")
+        found = [item for item in self._core.state.releases.values() if name in (None, item.model)]
+        return {"releases": [self._view(item) for item in reversed(found)]}
+
+    async def pause(self, payload: Payload) -> dict[str, Any]:
+        return await self._by_hand(payload, "pause", {ReleaseState.RUNNING})
+
+    async def resume(self, payload: Payload) -> dict[str, Any]:
+        return await self._by_hand(payload, "resume", {ReleaseState.PAUSED})
+
+    async def promote(self, payload: Payload) -> dict[str, Any]:
+        """End the release in favour of the candidate, whatever the figures say; who did it is in the history."""
+        if payload.optional_text("version"):
+            return await self._vouch(payload)
+        release = self._of(payload, running=True)
+        if not payload.flag("force"):
+            await self._check_move(release.model, frm=release.stable, to=release.candidate, timeout_s=_GOLDEN_S)
+        return await self._by_hand(payload, "promote", {ReleaseState.RUNNING, ReleaseState.PAUSED})
+
+    async def rollback(self, payload: Payload) -> dict[str, Any]:
+        release = self._of(payload, running=True)
+        if not payload.flag("force"):
+            await self._check_move(release.model, frm=release.stable, to=release.stable, timeout_s=_GOLDEN_S)
+        return await self._by_hand(payload, "roll_back", {ReleaseState.RUNNING, ReleaseState.PAUSED})
+
+    def _of(self, payload: Payload, *, running: bool) -> Release:
+        name, state = payload.text("model"), self._core.state
+        self._core.model(name)
+        release = state.release_of(name)
+        if release is None and not running:
+            release = next((item for item in reversed(state.releases.values()) if item.model == name), None)
+        if release is None:
+            raise NotFound(f"{name} has no release{' in progress' if running else ''}")
+        return release
+
+    async def _by_hand(self, payload: Payload, move: Any, allowed: set[ReleaseState]) -> dict[str, Any]:
+        async with self._core.lock:
+            release = self._of(payload, running=True)
+            if release.state not in allowed:
+                raise Conflict(f"the release of {release.model} is {release.state.value}")
+            why = payload.optional_text("reason") or "by hand"
+            await self._move(release, move, why, {}, by=payload.by or "operator")
+            view = self._view(release)
+        await self.record_promotions()
+        return view
+
+    async def _vouch(self, payload: Payload) -> dict[str, Any]:
+        """Record a promotion without a release: a first version has no stable one to be compared with."""
+        name, version, reason = payload.text("model"), payload.text("version"), payload.optional_text("reason")
+        model = self._core.model(name)
+        known = model.versions.get(version)
+        if known is None or known.serving is None:
+            raise Conflict(f"{name} {version} is not ready here, so nothing can be said about it")
+        if not reason:
+            raise InvalidInput("a promotion without a release needs a `reason`: it is recorded")
+        await self._check_move(name, frm=version, to=version, timeout_s=_GOLDEN_S)
+        async with self._core.lock:
+            await self._core.write(self._promotion(model, name, version, override=f"{reason} (by {payload.by})"))
+        await self.record_promotions()
+        return self._promotion_rows(f"{name} {version}")[0]
+
+    async def promotions(self, payload: Payload) -> dict[str, Any]:
+        return {"promotions": self._promotion_rows(None)}
+
+    def _promotion_rows(self, only: str | None) -> list[dict[str, Any]]:
+        found = self._core.state.promotions
+        return [item.model_dump() for key, item in found.items() if only in (None, key)]
+
+    def _view(self, release: Release) -> dict[str, Any]:
+        decision = None if release.state.ended else self._decide(release)
+        return {
+            "id": release.id,
+            "model": release.model,
+            "stable": release.stable,
+            "candidate": release.candidate,
+            "state": release.state.value,
+            "strategy": release.plan.strategy,
+            "step": release.step,
+            "steps": list(release.plan.steps),
+            "percent": release.percent,
+            "step_duration": release.plan.step_duration_s,
+            "started_at": release.started_at,
+            "step_started_at": release.step_started_at,
+            "ended_at": release.ended_at,
+            "by": release.by,
+            "samples": {
+                "stable": _totals(release.strata_stable),
+                "candidate": _totals(release.strata_candidate),
+            },
+            "decision": {}
+            if decision is None
+            else {
+                "action": decision.action,
+                "reason": decision.reason,
+                "why": decision.why,
+                "figures": decision.figures,
+            },
+            "history": list(release.history),
+        }
+
+    # ---- by the clock ----
+
+    async def tick(self) -> None:
+        """Count what came in, decide, and move. Raises `Fenced`."""
+        for name in list(self._core.state.active):
+            move = await self._observe(name)
+            if move is not None:
+                await self._carry_out(*move)
+
+    async def _observe(self, name: str) -> tuple[Release, Decision] | None:
+        core = self._core
+        async with core.lock:
+            release = core.state.release_of(name)
+            if release is None:
+                return None
+            mine, theirs = self._seen.take(name, release.candidate), self._seen.take(name, release.stable)
+            if not (mine.empty and theirs.empty):
+                await core.write(self._observed(release, theirs, mine, None))
+            decision = self._decide(release)
+            if decision.looks is not None:
+                looks = decision.looks.model_dump(mode="json")
+                await core.write(self._observed(release, Counts(), Counts(), looks))
+            if decision.action == "hold":
+                return None
+            if release.state is ReleaseState.PAUSED and decision.reason not in ("guard", "breaker"):
+                return None  # in a pause only guard rails act
+            return release, decision
+
+    def _observed(self, release: Release, theirs: Counts, mine: Counts, looks: dict[str, Any] | None) -> Any:
+        return e.ReleaseObserved(
+            at=self._core.now(),
+            id=release.id,
+            model=release.model,
+            stable=theirs.model_dump(mode="json"),
+            candidate=mine.model_dump(mode="json"),
+            looks=looks,
+        )
+
+    def _decide(self, release: Release) -> Decision:
+        now, state = self._core.now(), self._core.state
+        breaker = state.breakers.get(model_target(release.model, release.candidate))
+        if breaker is not None and breaker.state is BreakerState.OPEN:
+            why = f"the circuit breaker of {release.candidate} opened"
+            return Decision(action="roll_back", reason="breaker", why=why)
+        progress = Progress(
+            plan=release.plan,
+            step=release.step,
+            step_started_at=release.step_started_at,
+            looks=Looks.model_validate(release.looks),
+        )
+        stable, candidate = (
+            Seen(strata=strata, recent=self._seen.recent(release.model, version, now))
+            for version, strata in (
+                (release.stable, release.strata_stable),
+                (release.candidate, release.strata_candidate),
+            )
+        )
+        return decide(progress, stable, candidate, now)
+
+    async def _carry_out(self, release: Release, decision: Decision) -> None:
+        move: Any = decision.action
+        why, figures, step = decision.why, dict(decision.figures), release.step
+        figures["reason"] = decision.reason
+        if move == "roll_back":
+            # The way back must not depend on anything that can fail: weights first, the check is a note.
+            problems = await self._problems(release.model, to=release.stable, timeout_s=_GOLDEN_BACK_S)
+            if problems and decision.reason != "guard":
+                figures["stable_check"] = problems
+        else:
+            problems = await self._problems(
+                release.model, frm=release.stable, to=release.candidate, timeout_s=_GOLDEN_S
+            )
+            if problems:
+                move, why = "roll_back", f"the candidate failed its check before the next step: {'; '.join(problems)}"
+        async with self._core.lock:
+            current = self._core.state.release_of(release.model)
+            if current is None or current.id != release.id or current.step != step:
+                return  # an operator was faster
+            if current.state is ReleaseState.PAUSED and move != "roll_back":
+                return
+            await self._move(current, move, why, figures, by="")
+        await self.record_promotions()
+
+    async def _move(self, release: Release, move: Any, why: str, figures: dict[str, Any], *, by: str) -> None:
+        """Write one transition, with the weights that follow from it. The caller holds the lock."""
+        core = self._core
+        model = core.state.models[release.model]
+        weights: dict[str, float] | None = None
+        facts: list[Any] = []
+        none = dict.fromkeys(model.weights, 0.0)
+        if move == "advance":
+            share = release.plan.steps[release.step + 1]
+            weights = {**none, release.stable: 100.0 - share, release.candidate: share}
+        elif move == "promote":
+            weights = {**none, release.candidate: 100.0}
+            facts.append(self._promotion(model, release.model, release.candidate, release=release, figures=figures))
+        elif move == "roll_back":
+            weights = {**none, **{v: w for v, w in release.weights_before.items() if v in model.versions}}
+        moved = e.ReleaseMoved(
+            at=core.now(),
+            id=release.id,
+            model=release.model,
+            move=move,
+            weights=weights,
+            why=why,
+            figures=figures,
+            by=by,
+        )
+        self._seen.forget(release.model, (release.stable, release.candidate))
+        await core.write(moved, *facts)
+        _log.info("release %s of %s: %s: %s", release.id, release.model, move, why)
+
+    # ---- checks before a move ----
+
+    async def _check_move(self, name: str, *, frm: str, to: str, timeout_s: float) -> None:
+        problems = await self._problems(name, frm=frm, to=to, timeout_s=timeout_s)
+        if problems:
+            raise Conflict(
+                f"traffic may not move to {name} {to}: {'; '.join(problems)}", details={"problems": problems}
+            )
+
+    async def _problems(self, name: str, *, to: str, timeout_s: float, frm: str | None = None) -> list[str]:
+        """Why `to` should not get the callers of `frm`: its signature, then its golden requests."""
+        model = self._core.model(name)
+        config = model_config(model)
+        known = model.versions.get(to)
+        if known is None or known.serving is None:
+            return [f"{to} is not ready"]
+        reasons = []
+        if frm is not None and frm in config.versions:
+            reasons = incompatibilities(config.signature_of(frm), config.signature_of(to))
+        golden = config.versions[to].golden
+        if golden:
+            limit = min(timeout_s, config.versions[to].timeout_s)
+            try:
+                async with asyncio.timeout(timeout_s):
+                    reasons += await run_golden(
+                        self._core.deployer, known.serving.app, golden, now=self._core.now(), timeout_s=limit
+                    )
+            except TimeoutError:
+                reasons.append(f"its golden requests were not answered within {timeout_s:g} s")
+        return reasons
+
+    # ---- evidence for other environments ----
+
+    def _promotion(
+        self,
+        model: ModelState,
+        name: str,
+        version: str,
+        *,
+        release: Release | None = None,
+        figures: dict[str, Any] | None = None,
+        override: str | None = None,
+    ) -> Any:
+        serving = model.versions[version].serving
+        assert serving is not None
+        return e.PromotionRecorded(
+            at=self._core.now(),
+            model=name,
+            version=version,
+            fingerprint=content_of(model.config, serving, version),
+            release=release.id if release else None,
+            figures=figures or {},
+            override=override,
+        )
+
+    async def record_promotions(self) -> None:
+        """Bring promotions into the bucket, where other environments read them. Repeated until it has worked."""
+        environment = (self._core.state.settings or {}).get("environment", "dev")
+        for item in list(self._core.state.promotions.values()):
+            record = PromotionRecord(
+                environment=environment,
+                model=item.model,
+                version=item.version,
+                fingerprint=item.fingerprint,
+                at=item.at,
+                release=item.release,
+                figures=item.figures,
+            )
+            if record.key in self._recorded:
+                continue
+            await record_promotion(self._bucket, record)
+            self._recorded.add(record.key)
+
+
+def _totals(strata: list[Counts]) -> dict[str, Any]:
+    total = Counts()
+    for counts in strata:
+        total.add(counts)
+    return {
+        "requests": total.requests,
+        "errors": total.errors,
+        "p95_ms": total.quantile_ms(0.95),
+        "feedback": total.feedback_n,
+        "feedback_mean": round(total.feedback_sum / total.feedback_n, 4) if total.feedback_n else None,
+    }
