@@ -27,17 +27,23 @@ from __future__ import annotations
 
 from pipelines.engine.codec import decode, encode
 from pipelines.engine.commands import CancelAttempt, Command, Decision, FetchValue, RunEnded, StartAttempt
+from pipelines.engine.core import EngineLimits
+from pipelines.engine.engine import Engine
 from pipelines.engine.events import Event
+from pipelines.engine.resume import ResumePlan
 from pipelines.engine.states import InvalidTransition, ItemState, RunState, StepState
 
 __all__ = [
     "CancelAttempt",
     "Command",
     "Decision",
+    "Engine",
+    "EngineLimits",
     "Event",
     "FetchValue",
     "InvalidTransition",
     "ItemState",
+    "ResumePlan",
     "RunEnded",
     "RunState",
     "StartAttempt",

@@ -49,7 +49,7 @@ def encode(event: Event) -> bytes:
 
 
 def from_dict(raw: Mapping[str, Any]) -> Event:
-    """The inverse of `to_dict`. Raises `FormatVersionUnsupported` for an unknown event, `CorruptObject` for a bad one."""
+    """The inverse of `to_dict`. Raises `FormatVersionUnsupported` for an unknown event, else `CorruptObject`."""
     name = raw.get("e")
     cls = EVENTS.get(name) if isinstance(name, str) else None
     if cls is None or name is None:

@@ -66,3 +66,5 @@ class Decision:
     events: list[Event] = field(default_factory=list)
     commands: list[Command] = field(default_factory=list)
     refused: str | None = None
+    digest: str | None = None
+    """Set by `Engine.register`: the name of the definition."""

@@ -1,0 +1,140 @@
+"""What deciding needs beside the state: scheduler, timers, breakers, fetched values, and the decision in the making.
+
+All of it but `state` is rebuilt by `Engine.recover`; none of it is logged.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import OrderedDict, deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipelines.engine.commands import Command, FetchValue
+from pipelines.engine.events import Event
+from pipelines.engine.runs import Run
+from pipelines.engine.schedule import Ready, Scheduler
+from pipelines.engine.state import State
+
+__all__ = ["Core", "EngineLimits", "Feed", "Timer"]
+
+_VALUES_BYTES = 256 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineLimits:
+    """Bounds that are not the workflow's own. `queues` maps a queue's name to how many attempts it may run at once.
+
+    `ageing_s`: a waiting attempt rises by one priority level in this time. `attempt_grace_s`: how much later than its
+    timeout an attempt may report before the engine gives it up (the executor enforces the timeout itself).
+    """
+
+    max_parallel_steps: int = 256
+    max_foreach_items: int = 10_000
+    max_open_runs: int = 100_000
+    max_nesting: int = 8
+    queues: Mapping[str, int] = field(default_factory=dict)
+    ageing_s: float = 60.0
+    attempt_grace_s: float = 60.0
+
+
+@dataclass(slots=True)
+class Feed:
+    """The items of a `foreach` that have not been queued yet."""
+
+    values: list[Any]
+    pending: deque[int]
+
+
+@dataclass(slots=True)
+class Breaker:
+    """What was last heard of a breaker. `budget`: attempts that a half-open one still lets through."""
+
+    state: str
+    budget: int = 0
+
+
+Timer = tuple[float, int, str, str, int, int | None, float]
+"""(when, sequence, kind, run id, step index, item, mark): `mark` lets a timer that no longer applies be recognised."""
+
+
+class Core:
+    """Shared by the deciding modules (steps, attempts, ending); only `Engine` makes one."""
+
+    def __init__(self, *, ids: Callable[[], str], random: Callable[[], float], limits: EngineLimits):
+        self.ids = ids
+        self.random = random
+        self.limits = limits
+        self.state = State()
+        self.now = 0.0
+        self.events: list[Event] = []
+        self.commands: list[Command] = []
+        self.breakers: dict[str, Breaker] = {}
+        self.children_ended: deque[Run] = deque()
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything that recovery rebuilds."""
+        limits = self.limits
+        self.scheduler = Scheduler(
+            max_running=limits.max_parallel_steps, queues=limits.queues, ageing_s=limits.ageing_s
+        )
+        self.timers: list[Timer] = []
+        self._timer_sequence = 0
+        self.feeds: dict[tuple[str, int], Feed] = {}
+        self.parked: dict[str, dict[int, Ready]] = {}
+        self.values: OrderedDict[str, Any] = OrderedDict()
+        self._value_sizes: dict[str, int] = {}
+        self.needed: dict[str, dict[tuple[str, int], None]] = {}
+
+    def emit(self, event: Event) -> None:
+        """Apply a fact and put it into the decision."""
+        self.events.append(event)
+        self.state.apply(event)
+
+    def command(self, command: Command) -> None:
+        """Put a command into the decision."""
+        self.commands.append(command)
+
+    def timer(
+        self, when: float, kind: str, run: Run, index: int = -1, item: int | None = None, mark: float = 0.0
+    ) -> None:
+        """Have `Engine.tick` look at something at `when`."""
+        self._timer_sequence += 1
+        heapq.heappush(self.timers, (when, self._timer_sequence, kind, run.id, index, item, mark))
+
+    def need(self, run: Run, index: int, reference: Mapping[str, Any]) -> None:
+        """The step (or `RUN_OUTPUT`) goes on when this spilled value has been fetched."""
+        sha = str(reference["$blob"])
+        waiting = self.needed.get(sha)
+        if waiting is None:
+            self.needed[sha] = {(run.id, index): None}
+            self.command(FetchValue(reference=dict(reference)))
+        else:
+            waiting[(run.id, index)] = None
+
+    def keep_value(self, sha: str, value: Any, size: int) -> None:
+        """Remember a fetched value; the least recently fetched ones go when there are too many bytes of them."""
+        self.values[sha] = value
+        self.values.move_to_end(sha)
+        self._value_sizes[sha] = size
+        total = sum(self._value_sizes.values())
+        while total > _VALUES_BYTES and len(self.values) > 1:
+            old, _ = self.values.popitem(last=False)
+            total -= self._value_sizes.pop(old)
+
+    def breaker_open(self, key: str) -> bool:
+        """Whether an attempt that depends on `key` must be parked; uses up a half-open breaker's budget."""
+        breaker = self.breakers.get(key)
+        if breaker is None:
+            return False
+        if breaker.state == "half_open" and breaker.budget > 0:
+            breaker.budget -= 1
+            return False
+        return True
+
+    def park(self, ready: Ready, key: str) -> None:
+        """Set a unit aside until the breaker of `key` lets it through."""
+        ready.unit.waiting = "breaker"
+        self.parked.setdefault(key, {})[id(ready)] = ready

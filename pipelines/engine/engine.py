@@ -1,0 +1,447 @@
+"""The engine's inputs: each decides, applies, and returns facts and commands. Use: the package's docstring."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import orjson
+
+from cluster.errors import Conflict, CorruptObject, FormatVersionUnsupported, NotFound, Overloaded, Unprocessable
+from pipelines.engine import events as ev
+from pipelines.engine import resume as resuming
+from pipelines.engine.attempts import begin_run, child_ended, queue_unit, start, unit_failed, unit_succeeded
+from pipelines.engine.codec import FORMAT
+from pipelines.engine.commands import Decision, RunEnded
+from pipelines.engine.core import Breaker, Core, EngineLimits
+from pipelines.engine.ending import cancel_run, fail_run, fail_step, stop
+from pipelines.engine.invariants import check
+from pipelines.engine.plan import Plan, definition_digest, spec_to_dict
+from pipelines.engine.recover import recover_run
+from pipelines.engine.render import check_input, error_dict
+from pipelines.engine.runs import Run, Step, Unit
+from pipelines.engine.states import RunState, StepState
+from pipelines.engine.steps import consider, retry_due
+from pipelines.engine.view import run_summary, run_view
+from pipelines.executor.port import Outcome
+from pipelines.spec.models import WorkflowSpec
+
+__all__ = ["Engine"]
+
+
+class Engine:
+    """All runs of one shard. `ids` makes ids for nested runs, `random` draws jitter; both only while deciding."""
+
+    def __init__(
+        self, *, ids: Callable[[], str], random: Callable[[], float], limits: EngineLimits | None = None
+    ) -> None:
+        self._core = Core(ids=ids, random=random, limits=limits or EngineLimits())
+
+    # --- snapshot, replay, recovery ---------------------------------------------------------------------------------
+
+    def dump(self) -> bytes:
+        """The state as JSON, for a snapshot."""
+        return orjson.dumps({"format": FORMAT, **self._core.state.dump()}, option=orjson.OPT_NON_STR_KEYS)
+
+    def load(self, data: bytes) -> None:
+        """Replace the state by a snapshot. Raises `CorruptObject` or `FormatVersionUnsupported`."""
+        try:
+            raw = orjson.loads(data)
+        except orjson.JSONDecodeError as error:
+            raise CorruptObject(f"the engine's snapshot is not JSON: {error}") from None
+        if raw.get("format") != FORMAT:
+            raise FormatVersionUnsupported(
+                f"the engine's snapshot has format {raw.get('format')}; this release reads format {FORMAT}"
+            )
+        self._core.state.load(raw)
+        self._core.reset()
+
+    def replay(self, events: Iterable[ev.Event]) -> None:
+        """Apply facts from the log. Nothing is decided: call `recover` when all have been applied."""
+        apply, touched = self._core.state.apply, self._core.state.touched
+        for event in events:
+            apply(event)
+            touched.clear()
+
+    def recover(self, now: float) -> Decision:
+        """After `load` and `replay`: start again what was running (under higher fences), rebuild queues and timers.
+
+        The decision also names, as `RunEnded`, every finished run that has not been evicted.
+        """
+        core = self._begin(now)
+        core.reset()
+        for run in list(core.state.runs.values()):
+            if run.ended:
+                core.command(RunEnded(run_id=run.id, state=run.state.value))
+            else:
+                recover_run(core, run)
+        return self._decide()
+
+    # --- definitions ------------------------------------------------------------------------------------------------
+
+    def register(
+        self,
+        spec: WorkflowSpec | Mapping[str, Any],
+        *,
+        now: float,
+        bundle: str | None = None,
+        scripts: Mapping[str, str] | None = None,
+    ) -> Decision:
+        """Make a definition the newest of its name; `decision.digest` names it. Known already: no events.
+
+        `bundle` is the digest of its folder, `scripts` maps step ids to the SHA-256 of their scripts.
+        Raises `InvalidConfig` with all problems.
+        """
+        raw = spec_to_dict(spec) if isinstance(spec, WorkflowSpec) else dict(spec)
+        name = str(raw["name"])
+        digest = definition_digest(raw, bundle, scripts)
+        core = self._begin(now)
+        if core.state.latest.get(name) != digest:
+            core.emit(ev.WorkflowRegistered(name=name, digest=digest, spec=raw, bundle=bundle, scripts=scripts, at=now))
+        decision = self._decide()
+        decision.digest = digest
+        return decision
+
+    @property
+    def workflows(self) -> Mapping[str, Plan]:
+        """The newest definition of every name."""
+        state = self._core.state
+        return {name: state.plans[digest] for name, digest in state.latest.items()}
+
+    def plan(self, digest: str) -> Plan:
+        """A definition by its digest. Raises `NotFound`."""
+        return self._core.state.plan(digest)
+
+    # --- runs -------------------------------------------------------------------------------------------------------
+
+    def submit(
+        self,
+        workflow: str,
+        input: Any = None,
+        *,
+        run_id: str,
+        now: float,
+        digest: str | None = None,
+        priority: int | None = None,
+        seed: int | None = None,
+        meta: Mapping[str, Any] | None = None,
+    ) -> Decision:
+        """A new run of the newest definition (or of `digest`).
+
+        Raises `NotFound`, `InvalidInput` (against the declared inputs), `Conflict` for a run id that exists, and
+        `Overloaded` when `limits.max_open_runs` runs are in memory.
+        """
+        core = self._begin(now)
+        name = digest or core.state.latest.get(workflow)
+        if name is None:
+            known = ", ".join(sorted(core.state.latest)) or "none"
+            raise NotFound(f"there is no workflow {workflow!r} (known: {known})")
+        plan = core.state.plan(name)
+        if run_id in core.state.runs:
+            raise Conflict(f"run {run_id} exists already")
+        if len(core.state.runs) >= core.limits.max_open_runs:
+            raise Overloaded(
+                f"{len(core.state.runs)} runs are open, and limits.max_queued_runs is {core.limits.max_open_runs}",
+                retry_after_s=10,
+            )
+        value = check_input(plan, input)
+        begin_run(
+            core,
+            ev.RunSubmitted(
+                run_id=run_id,
+                workflow=plan.name,
+                digest=plan.digest,
+                input=value,
+                at=now,
+                priority=plan.spec.priority if priority is None else priority,
+                seed=plan.spec.seed if seed is None else seed,
+                meta=meta,
+            ),
+        )
+        return self._decide()
+
+    def attempt_finished(
+        self, run_id: str, step_id: str, item: int | None, fence: int, outcome: Outcome, *, now: float
+    ) -> Decision:
+        """How a `StartAttempt` ended. Refused when that attempt is no longer the one that counts."""
+        core = self._begin(now)
+        core.scheduler.finish(fence)
+        found = self._in_flight(run_id, step_id, item, fence)
+        if found is None:
+            decision = self._decide()
+            decision.refused = f"fence {fence} of step {step_id} of run {run_id} is stale: its result is not taken"
+            return decision
+        run, index, _ = found
+        if outcome.status == "success":
+            unit_succeeded(core, run, index, item, fence, outcome)
+        else:
+            unit_failed(
+                core, run, index, item, fence, _error_of(outcome), log=outcome.log, duration_s=outcome.duration_s
+            )
+        return self._decide()
+
+    def cancel(self, run_id: str, *, now: float, reason: str = "cancelled by request") -> Decision:
+        """End a run and its nested runs: nothing starts any more, what runs is told to stop. Raises `NotFound`.
+
+        Refused (without events) when the run has ended.
+        """
+        core = self._begin(now)
+        run = core.state.run(run_id)
+        if run.ended:
+            return Decision(refused=f"run {run_id} has ended already: {run.state.value}")
+        cancel_run(core, run, reason)
+        return self._decide()
+
+    def signal(self, run_id: str, step_id: str, payload: Mapping[str, Any] | None, *, now: float) -> Decision:
+        """Answer an approval: `{"approved": true|false, …}`; the payload becomes the step's output.
+
+        Raises `NotFound`, `Conflict` when the step does not wait for an answer, `Unprocessable` for another payload.
+        """
+        core = self._begin(now)
+        run, index, step = core.state.find(run_id, step_id)
+        planned = run.plan.steps[index]
+        if planned.type != "approval":
+            raise Conflict(f"step {step_id!r} is of type {planned.type} and takes no signal")
+        if run.ended or step.state is not StepState.RUNNING:
+            raise Conflict(f"step {step_id!r} of run {run_id} is {step.state.value} and does not wait for a signal")
+        answer = {"approved": True, **(payload or {})}
+        if not isinstance(answer["approved"], bool):
+            raise Unprocessable("a signal holds `approved: true` or `approved: false`")
+        if answer["approved"]:
+            core.emit(ev.StepSucceeded(run_id=run_id, step_id=step_id, output=answer, at=now))
+        else:
+            comment = answer.get("comment")
+            message = f"step {step_id!r} was rejected" + (f": {comment}" if comment else "")
+            fail_step(core, run, index, error_dict("rejected", message, answer=answer))
+        return self._decide()
+
+    def plan_resume(self, run_id: str, digest: str | None = None) -> resuming.ResumePlan:
+        """What a resume would keep and run again, with reasons; with `digest`, under an edited definition.
+
+        Raises `NotFound`, and `Conflict` when the run has not failed or been cancelled.
+        """
+        run = self._core.state.run(run_id)
+        plan = self._core.state.plan(digest) if digest is not None else run.plan
+        return resuming.plan_resume(run, plan, self._core.values)
+
+    def resume(self, run_id: str, *, now: float, digest: str | None = None) -> Decision:
+        """Go on with a FAILED or CANCELLED run from its committed steps. Raises as `plan_resume`."""
+        core = self._begin(now)
+        run = core.state.run(run_id)
+        plan = core.state.plan(digest) if digest is not None else run.plan
+        resuming.resume(core, run, plan)
+        return self._decide()
+
+    def tick(self, now: float) -> Decision:
+        """Everything that is due by now: retries, delays, timeouts."""
+        core = self._begin(now)
+        while core.timers and core.timers[0][0] <= now:
+            _, _, kind, run_id, index, item, mark = heapq.heappop(core.timers)
+            run = core.state.runs.get(run_id)
+            if run is not None and not run.ended:
+                self._fire(kind, run, index, item, mark)
+        return self._decide()
+
+    def next_timer(self) -> float | None:
+        """When `tick` is due next, in seconds since the epoch; None: no timer is set. May be early, never late."""
+        timers = self._core.timers
+        return timers[0][0] if timers else None
+
+    def breaker(self, key: str, state: str, *, now: float, probes: int = 1) -> Decision:
+        """What a circuit breaker says: `open`, `half_open` (lets `probes` attempts through) or `closed`."""
+        core = self._begin(now)
+        if state == "closed":
+            core.breakers.pop(key, None)
+        else:
+            core.breakers[key] = Breaker(state, probes if state == "half_open" else 0)
+        if state != "open":
+            parked = core.parked.pop(key, {})
+            for ready in parked.values():
+                if not ready.stale:
+                    core.scheduler.push(ready)
+        return self._decide()
+
+    def value_fetched(
+        self, sha256: str, value: Any = None, *, now: float, error: Mapping[str, Any] | None = None
+    ) -> Decision:
+        """The answer to `FetchValue`: the JSON content, or the error why it cannot be had (steps fail with it)."""
+        core = self._begin(now)
+        waiting = core.needed.pop(sha256, {})
+        if error is None:
+            core.keep_value(sha256, value, 0 if value is None else len(orjson.dumps(value)))
+        for run_id, index in waiting:
+            run = core.state.runs.get(run_id)
+            if run is None or run.ended:
+                continue
+            if error is None:
+                core.state.touched.append((run, index))
+            elif index < 0:
+                fail_run(core, run, error)
+            elif run.steps[index].state in (StepState.PENDING, StepState.RUNNING):
+                fail_step(core, run, index, error)
+        return self._decide()
+
+    # --- leaving and coming back ------------------------------------------------------------------------------------
+
+    def evict(self, run_id: str) -> Decision:
+        """Forget a finished run. Raises `NotFound`; `Conflict` when it has not ended."""
+        core = self._begin(self._core.now)
+        run = core.state.run(run_id)
+        if not run.ended:
+            raise Conflict(f"run {run_id} is {run.state.value}: only a finished run can leave memory")
+        core.emit(ev.RunEvicted(run_id=run_id))
+        return self._decide()
+
+    def record(self, run_id: str) -> dict[str, Any]:
+        """All that is known of a run, as JSON: for the archive, `restore`, and `view_of_record`."""
+        return self._core.state.run(run_id).dump()
+
+    def restore(self, record: Mapping[str, Any]) -> Decision:
+        """Bring an evicted run back, to be resumed. Its definition must be known. Raises `NotFound`, `Conflict`."""
+        core = self._begin(self._core.now)
+        run_id = str(record["id"])
+        if run_id in core.state.runs:
+            raise Conflict(f"run {run_id} is in memory already")
+        core.state.plan(record["digest"])
+        core.emit(ev.RunRestored(run_id=run_id, record=dict(record)))
+        return self._decide()
+
+    # --- looking ----------------------------------------------------------------------------------------------------
+
+    def __contains__(self, run_id: str) -> bool:
+        return run_id in self._core.state.runs
+
+    def __len__(self) -> int:
+        return len(self._core.state.runs)
+
+    def run_ids(self) -> list[str]:
+        """Every run in memory, in the order of submission."""
+        return list(self._core.state.runs)
+
+    def run_state(self, run_id: str) -> RunState:
+        """The state of a run in memory. Raises `NotFound`."""
+        return self._core.state.run(run_id).state
+
+    def view(self, run_id: str) -> dict[str, Any]:
+        """A run as users see it: state, steps, why each one waits, progress, outputs, errors. Raises `NotFound`."""
+        return run_view(self._core.state.run(run_id))
+
+    def view_of_record(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """As `view`, for a run that is only in the archive."""
+        return run_view(Run.load(record, self._core.state.plan(record["digest"])))
+
+    def summary(self, run_id: str) -> dict[str, Any]:
+        """One row of a list of runs. Raises `NotFound`."""
+        return run_summary(self._core.state.run(run_id))
+
+    def gauges(self) -> dict[str, Any]:
+        """Counts for metrics: open runs, attempts in flight, waiting attempts per queue, parked ones per breaker."""
+        core = self._core
+        return {
+            "runs": len(core.state.runs),
+            "running": len(core.scheduler.running),
+            "waiting": core.scheduler.waiting(),
+            "parked": {key: len(parked) for key, parked in core.parked.items() if parked},
+        }
+
+    def check_invariants(self) -> None:
+        """Raise AssertionError when memory contradicts itself. For tests: it walks over everything."""
+        check(self._core)
+
+    # --- inside -----------------------------------------------------------------------------------------------------
+
+    def _begin(self, now: float) -> Core:
+        core = self._core
+        core.now = now
+        core.events, core.commands = [], []
+        return core
+
+    def _decide(self) -> Decision:
+        """Follow up until nothing more is due, and hand over what was decided."""
+        core = self._core
+        touched, children, scheduler = core.state.touched, core.children_ended, core.scheduler
+        while True:
+            while touched:
+                run, index = touched.popleft()
+                consider(core, run, index)
+            if children:
+                child_ended(core, children.popleft())
+                continue
+            ready = scheduler.take()
+            if ready is None:
+                break
+            start(core, ready)
+        return Decision(events=core.events, commands=core.commands)
+
+    def _in_flight(self, run_id: str, step_id: str, item: int | None, fence: int) -> tuple[Run, int, Unit] | None:
+        run = self._core.state.runs.get(run_id)
+        if run is None or run.ended:
+            return None
+        index = run.plan.index.get(step_id)
+        if index is None:
+            return None
+        step: Step = run.steps[index]
+        if step.state is not StepState.RUNNING:
+            return None
+        unit = step.unit if item is None else (step.items.units.get(item) if step.items is not None else None)
+        return (run, index, unit) if unit is not None and fence and unit.fence == fence else None
+
+    def _fire(self, kind: str, run: Run, index: int, item: int | None, mark: float) -> None:
+        core = self._core
+        if kind == "run":
+            timeout = run.plan.spec.timeout
+            began = run.resumed_at or run.created_at
+            if timeout is not None and began + timeout <= core.now:
+                fail_run(core, run, error_dict("run_timeout", f"the run took longer than its timeout of {timeout:g} s"))
+            return
+        planned, step = run.plan.steps[index], run.steps[index]
+        if kind == "retry":
+            retry_due(core, run, index, item, mark)
+        elif kind == "delay":
+            if step.state is StepState.PENDING and step.waiting == "delay":
+                consider(core, run, index)
+        elif kind == "loop":
+            if step.state is StepState.RUNNING and step.waiting == "delay" and step.iteration == mark:
+                step.waiting = None
+                queue_unit(core, run, index, None)
+        elif kind == "attempt":
+            found = self._in_flight(run.id, planned.id, item, int(mark))
+            if found is not None:
+                self._attempt_overdue(run, index, item, found[2])
+        elif kind == "step" and step.state is StepState.RUNNING and step.started_at == mark:
+            self._step_overdue(run, index, step)
+
+    def _attempt_overdue(self, run: Run, index: int, item: int | None, unit: Unit) -> None:
+        core, planned = self._core, run.plan.steps[index]
+        fence, child = unit.fence, unit.child
+        error = error_dict("step_timeout", f"the attempt did not end within its timeout of {planned.timeout:g} s")
+        unit_failed(core, run, index, item, fence, error, duration_s=core.now - unit.started_at)
+        stop(core, run, [(planned.id, item, fence, child)], "timeout")
+
+    def _step_overdue(self, run: Run, index: int, step: Step) -> None:
+        core, planned = self._core, run.plan.steps[index]
+        if planned.type == "approval" and planned.spec.on_timeout == "approve":
+            output = {"approved": True, "by": "timeout"}
+            core.emit(ev.StepSucceeded(run_id=run.id, step_id=planned.id, output=output, at=core.now))
+            return
+        limit = planned.total_timeout or 0.0
+        if planned.type == "approval":
+            code = "rejected" if planned.spec.on_timeout == "reject" else "approval_timeout"
+            error = error_dict(code, f"nobody answered step {planned.id!r} within {limit:g} s")
+        else:
+            error = error_dict(
+                "step_timeout", f"step {planned.id!r} took longer than its timeout of {limit:g} s in all"
+            )
+        fail_step(core, run, index, error)
+
+
+def _error_of(outcome: Outcome) -> Mapping[str, Any]:
+    if outcome.status == "cancelled":
+        # Nobody asked for this: the engine forgets an attempt before it cancels it.
+        return error_dict("attempt_lost", "the attempt was stopped from outside")
+    if outcome.error is not None:
+        return outcome.error
+    if outcome.status == "timeout":
+        return error_dict("step_timeout", "the attempt ran longer than its timeout")
+    return error_dict("step_error", "the attempt failed without an error")

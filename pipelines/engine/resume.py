@@ -1,0 +1,191 @@
+"""Going on with a run that failed or was cancelled, also under an edited definition: what stays valid, and why not.
+
+A committed step stays when its definition, its script and the values it read are the same; how it is scheduled (retry,
+timeout, resources, priority, queue) may change freely.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from graphlib import TopologicalSorter
+from typing import Any
+
+from cluster.errors import Conflict, HeadraceError
+from pipelines.engine import events as ev
+from pipelines.engine.core import Core
+from pipelines.engine.plan import Plan, PlanStep
+from pipelines.engine.render import context, render_input
+from pipelines.engine.runs import Run, Step
+from pipelines.engine.state import RUN_OUTPUT
+from pipelines.engine.states import RunState, StepState
+from pipelines.engine.steps import FIRE, join
+from pipelines.spec.values import ValueNeeded
+
+__all__ = ["ResumePlan", "plan_resume", "resume"]
+
+_DEFINES = (
+    "type", "run_if", "when", "image", "script", "function", "model", "parameters", "workflow", "url", "method",
+    "headers", "query", "body", "expected_status", "message", "foreach", "loop", "seed",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResumePlan:
+    """What a resume does. `kept`: committed and still valid. `partial`: goes on after its finished items or rounds.
+
+    `again`: step id to the reason why it runs (again). `removed`: steps that the edited definition no longer has.
+    """
+
+    run_id: str
+    digest: str
+    kept: tuple[str, ...]
+    partial: tuple[str, ...]
+    again: Mapping[str, str]
+    removed: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON, for showing."""
+        return {
+            "run_id": self.run_id,
+            "digest": self.digest,
+            "kept": list(self.kept),
+            "partial": list(self.partial),
+            "again": dict(self.again),
+            "removed": list(self.removed),
+        }
+
+
+def plan_resume(run: Run, plan: Plan, values: Mapping[str, Any]) -> ResumePlan:
+    """Judge every step. Raises `Conflict` when the run has neither failed nor been cancelled."""
+    if run.state not in (RunState.FAILED, RunState.CANCELLED):
+        raise Conflict(f"run {run.id} is {run.state.value}: only a FAILED or CANCELLED run can be resumed")
+    if plan.name != run.plan.name:
+        raise Conflict(f"run {run.id} is of workflow {run.plan.name!r}, not {plan.name!r}")
+    kept: dict[str, None] = {}
+    partial: dict[str, None] = {}
+    again: dict[str, str] = {}
+    order = TopologicalSorter({p.id: [plan.steps[d].id for d in (*p.deps, *p.sources)] for p in plan.steps})
+    for step_id in order.static_order():
+        planned = plan.steps[plan.index[step_id]]
+        index = run.plan.index.get(step_id)
+        if index is None:
+            again[step_id] = "it is new"
+            continue
+        before = run.steps[index]
+        committed = before.state is StepState.SUCCESS or (
+            before.state is StepState.FAILED and before.handled in ("continue", "goto")
+        )
+        progress = before.iteration > 0 or (before.items is not None and before.items.done > before.items.failed)
+        if not committed and not progress:
+            again[step_id] = _why_not_done(before)
+            continue
+        changed = None
+        if plan is not run.plan:
+            changed = _changed(run, plan, run.plan.steps[index], planned, before, kept, values)
+        if changed is not None:
+            again[step_id] = changed
+        elif committed:
+            kept[step_id] = None
+        else:
+            partial[step_id] = None
+    ids = [p.id for p in plan.steps]
+    return ResumePlan(
+        run_id=run.id,
+        digest=plan.digest,
+        kept=tuple(i for i in ids if i in kept),
+        partial=tuple(i for i in ids if i in partial),
+        again={i: again[i] for i in ids if i in again},
+        removed=tuple(p.id for p in run.plan.steps if p.id not in plan.index),
+    )
+
+
+def _why_not_done(before: Step) -> str:
+    if before.state is StepState.FAILED:
+        return f"it failed: {(before.error or {}).get('message', '')}"
+    if before.state is StepState.SKIPPED:
+        return f"it was skipped ({before.reason}), which is decided again"
+    return "it was cancelled before it ended" if before.started_at else "it had not run"
+
+
+def _changed(
+    run: Run,
+    plan: Plan,
+    old: PlanStep,
+    new: PlanStep,
+    before: Step,
+    kept: Mapping[str, None],
+    values: Mapping[str, Any],
+) -> str | None:
+    keys = [key for key in _DEFINES if getattr(old.spec, key) != getattr(new.spec, key)]
+    if (before.error is not None or before.state is StepState.FAILED) and old.spec.on_error != new.spec.on_error:
+        keys.append("on_error")
+    if keys:
+        return f"its definition changed: {', '.join(keys)}"
+    if new.type == "python_script":
+        known = run.plan.scripts.get(old.id), plan.scripts.get(new.id)
+        same = known[0] == known[1] if known != (None, None) else run.plan.bundle == plan.bundle
+        if not same:
+            return "its script changed"
+    reads = set(new.ref_ids) | (set(new.all_deps) if new.input is None and new.items is None else set())
+    unsure = sorted(reads - set(kept))
+    if unsure:
+        return f"it reads {', '.join(unsure)}, which runs again"
+    if old.spec.has_input == new.spec.has_input and old.spec.input == new.spec.input:
+        if new.input is not None or old.all_deps == new.all_deps:
+            return None
+        return "it waits for other steps, whose outputs are its input"
+    if new.items is not None or new.initial is not None:
+        return "its input changed"
+    try:
+        was = render_input(run, old, context(run, old.ref_ids), values)
+        now = render_input(run, new, context(run, new.ref_ids), values)
+    except (HeadraceError, ValueNeeded, KeyError):
+        return "its input changed"
+    return None if was == now else "its input changed"
+
+
+def resume(core: Core, run: Run, plan: Plan) -> None:
+    """Put the run back to RUNNING, with what `plan_resume` keeps, and start what is due."""
+    decided = plan_resume(run, plan, core.values)
+    children = {
+        planned.id: step.unit.child
+        for planned, step in zip(run.plan.steps, run.steps, strict=True)
+        if planned.type == "workflow" and step.unit is not None and step.unit.child is not None
+    }
+    core.emit(ev.RunResumed(run_id=run.id, digest=plan.digest, kept=decided.kept, partial=decided.partial, at=core.now))
+    if plan.spec.timeout is not None:
+        core.timer(core.now + plan.spec.timeout, "run", run)
+    for planned, step in zip(plan.steps, run.steps, strict=True):
+        if step.state is not StepState.PENDING:
+            continue
+        child = children.get(planned.id)
+        if child is not None and _resume_child(core, run, planned, step, child):
+            continue
+        core.state.touched.append((run, planned.index))
+    if not run.open:
+        core.state.touched.append((run, RUN_OUTPUT))
+
+
+def _resume_child(core: Core, run: Run, planned: PlanStep, step: Step, child_id: str) -> bool:
+    """A nested run that failed goes on itself, so that its committed steps are not run again either."""
+    child = core.state.runs.get(child_id)
+    if child is None or child.state not in (RunState.FAILED, RunState.CANCELLED):
+        return False
+    if join(planned, step) != FIRE or core.state.latest.get(child.workflow) != child.digest:
+        return False
+    if child.parent is None or child.parent[:2] != (run.id, planned.id):
+        return False
+    core.emit(
+        ev.AttemptStarted(
+            run_id=run.id,
+            step_id=planned.id,
+            attempt=1,
+            fence=core.state.fence + 1,
+            at=core.now,
+            iteration=step.iteration,
+            child=child_id,
+        )
+    )
+    resume(core, child, child.plan)
+    return True

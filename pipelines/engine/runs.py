@@ -1,0 +1,252 @@
+"""The durable part of memory: runs, their steps, items and attempts, and how they are written down. No decisions.
+
+Only pipelines/engine/state.py changes these objects, and only by events; `waiting` is the one exception: a note for
+people about why something does not run now, forgotten in snapshots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipelines.engine.plan import Plan
+from pipelines.engine.states import ItemState, RunState, StepState
+
+__all__ = ["ENDED", "ITEM_STATES", "RUN_ENDED", "Items", "Run", "Step", "Unit", "count_end"]
+
+ITEM_STATES: tuple[ItemState, ...] = (ItemState.PENDING, ItemState.RUNNING, ItemState.SUCCESS, ItemState.FAILED)
+"""Item states by the byte that stands for them in `Items.states`."""
+ENDED = frozenset({StepState.SUCCESS, StepState.FAILED, StepState.CANCELLED, StepState.SKIPPED})
+RUN_ENDED = frozenset({RunState.SUCCESS, RunState.FAILED, RunState.CANCELLED})
+
+_UNIT_FIELDS = ("attempt", "failures", "lost", "busy", "fence", "started_at", "retry_at", "parked", "lock", "child")
+_STEP_FIELDS = (
+    "reason", "output", "error", "chosen", "log", "started_at", "finished_at", "duration_s", "delay_until", "handled",
+    "message", "iteration", "loop_state",
+)  # fmt: skip
+_STEP_NUMBERS = frozenset({"started_at", "finished_at", "duration_s", "delay_until", "iteration"})
+_RUN_FIELDS = (
+    "workflow", "digest", "input", "created_at", "started_at", "finished_at", "priority", "seed", "depth", "meta",
+    "output", "error", "reason", "resumes", "resumed_at",
+)  # fmt: skip
+
+
+class Unit:
+    """What is tried: a plain step, or one item of a `foreach`. `fence` is that of the attempt in flight, else 0."""
+
+    __slots__ = (*_UNIT_FIELDS, "waiting")
+
+    def __init__(self) -> None:
+        self.attempt = 0
+        self.failures = 0
+        self.lost = 0
+        self.busy = 0
+        self.fence = 0
+        self.started_at = 0.0
+        self.retry_at = 0.0
+        self.parked: str | None = None
+        self.lock: str | None = None
+        self.child: str | None = None
+        self.waiting: str | None = None
+
+    def dump(self) -> dict[str, Any]:
+        """Fields that are not at their defaults."""
+        return {name: value for name in _UNIT_FIELDS if (value := getattr(self, name))}
+
+    @classmethod
+    def load(cls, raw: Mapping[str, Any]) -> Unit:
+        """The inverse of `dump`; unknown keys are of a later release and ignored."""
+        unit = cls()
+        for name in _UNIT_FIELDS:
+            if name in raw:
+                setattr(unit, name, raw[name])
+        return unit
+
+
+class Items:
+    """Progress of a `foreach`: one byte per item, results in the items' order, a `Unit` only while an item is tried."""
+
+    __slots__ = ("done", "errors", "failed", "outputs", "states", "units")
+
+    def __init__(self, count: int):
+        self.states = bytearray(count)
+        self.outputs: list[Any] = [None] * count
+        self.errors: dict[int, Any] = {}
+        self.units: dict[int, Unit] = {}
+        self.done = 0
+        self.failed = 0
+
+    def dump(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "states": self.states.decode("latin-1").translate(_TO_DIGITS),
+            "outputs": self.outputs,
+            "errors": {str(k): v for k, v in self.errors.items()},
+            "units": {str(k): raw for k, u in self.units.items() if (raw := u.dump())},
+        }
+
+    @classmethod
+    def load(cls, raw: Mapping[str, Any]) -> Items:
+        """The inverse of `dump`."""
+        items = cls(0)
+        items.states = bytearray(int(digit) for digit in raw["states"])
+        items.outputs = list(raw["outputs"])
+        items.errors = {int(k): v for k, v in raw["errors"].items()}
+        items.units = {int(k): Unit.load(v) for k, v in raw["units"].items()}
+        items.done = items.states.count(2) + items.states.count(3)
+        items.failed = items.states.count(3)
+        return items
+
+
+_TO_DIGITS = {i: str(i) for i in range(4)}
+
+
+class Step:
+    """One step of a run. `done`, `ok`, `failed`, `sources_done` and `jumped` count its dependencies that ended."""
+
+    __slots__ = (
+        *_STEP_FIELDS, "done", "failed", "items", "jumped", "ok", "sources_done", "state", "unit", "waiting",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.state = StepState.PENDING
+        self.unit: Unit | None = None
+        self.items: Items | None = None
+        self.reason: str | None = None
+        self.output: Any = None
+        self.error: Any = None
+        self.chosen: Any = None
+        self.log: Any = None
+        self.started_at = 0.0
+        self.finished_at = 0.0
+        self.duration_s = 0.0
+        self.delay_until = 0.0
+        self.handled: str | None = None
+        self.message: str | None = None
+        self.iteration = 0
+        self.loop_state: Any = None
+        self.done = self.ok = self.failed = self.sources_done = self.jumped = 0
+        self.waiting: str | None = None
+
+    def dump(self) -> dict[str, Any]:
+        """As JSON, without what is at its default."""
+        out: dict[str, Any] = {"state": self.state.value}
+        for name in _STEP_FIELDS:
+            value = getattr(self, name)
+            if value if name in _STEP_NUMBERS else value is not None:
+                out[name] = value
+        if self.unit is not None and (unit := self.unit.dump()):
+            out["unit"] = unit
+        if self.items is not None:
+            out["items"] = self.items.dump()
+            if self.state is StepState.SUCCESS:
+                out.pop("output", None)
+        return out
+
+    @classmethod
+    def load(cls, raw: Mapping[str, Any]) -> Step:
+        """The inverse of `dump`."""
+        step = cls()
+        step.state = StepState(raw["state"])
+        for name in _STEP_FIELDS:
+            if name in raw:
+                setattr(step, name, raw[name])
+        if "unit" in raw:
+            step.unit = Unit.load(raw["unit"])
+        if "items" in raw:
+            step.items = Items.load(raw["items"])
+            if step.state is StepState.SUCCESS and "output" not in raw:
+                step.output = step.items.outputs
+        return step
+
+
+class Run:
+    """One run. `open` counts steps that have not ended; `broken` those whose failure nobody handled."""
+
+    __slots__ = (*_RUN_FIELDS, "broken", "ending", "id", "open", "parent", "plan", "state", "steps")
+
+    def __init__(self, run_id: str, plan: Plan):
+        self.id = run_id
+        self.plan = plan
+        self.workflow = plan.name
+        self.digest = plan.digest
+        self.state = RunState.PENDING
+        self.input: Any = None
+        self.created_at = 0.0
+        self.started_at = 0.0
+        self.finished_at = 0.0
+        self.priority = 1
+        self.seed: int | None = None
+        self.depth = 0
+        self.parent: tuple[str, str, int | None] | None = None
+        self.meta: Any = None
+        self.output: Any = None
+        self.error: Any = None
+        self.reason: str | None = None
+        self.resumes = 0
+        self.resumed_at = 0.0
+        self.steps = [Step() for _ in plan.steps]
+        self.open = len(self.steps)
+        self.broken = 0
+        self.ending = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run is in a final state."""
+        return self.state in RUN_ENDED
+
+    def recount(self) -> None:
+        """Compute all counters from the states of the steps."""
+        for step in self.steps:
+            step.done = step.ok = step.failed = step.sources_done = step.jumped = 0
+        self.open = self.broken = 0
+        for planned, step in zip(self.plan.steps, self.steps, strict=True):
+            if step.state not in ENDED:
+                self.open += 1
+                continue
+            self.broken += step.state is StepState.FAILED and step.handled == "fail"
+            for index, is_source in planned.dependents:
+                other = self.steps[index]
+                count_end(other, step, is_source)
+
+    def dump(self) -> dict[str, Any]:
+        """As JSON: the record of one run, for snapshots and the archive."""
+        out: dict[str, Any] = {"id": self.id, "state": self.state.value}
+        for name in _RUN_FIELDS:
+            value = getattr(self, name)
+            if value is not None and (value != 0 or name in ("priority", "seed", "input", "output")):
+                out[name] = value
+        if self.parent is not None:
+            out["parent"] = list(self.parent)
+        out["steps"] = {p.id: s.dump() for p, s in zip(self.plan.steps, self.steps, strict=True)}
+        return out
+
+    @classmethod
+    def load(cls, raw: Mapping[str, Any], plan: Plan) -> Run:
+        """The inverse of `dump`."""
+        run = cls(raw["id"], plan)
+        run.state = RunState(raw["state"])
+        for name in _RUN_FIELDS:
+            if name in raw:
+                setattr(run, name, raw[name])
+        if "parent" in raw:
+            parent, step_id, item = raw["parent"]
+            run.parent = (parent, step_id, item)
+        run.steps = [Step.load(raw["steps"][p.id]) for p in plan.steps]
+        run.recount()
+        return run
+
+
+def count_end(waiting: Step, ended: Step, is_source: bool) -> None:
+    """Note on a dependent that one of its dependencies has ended."""
+    state = ended.state
+    if is_source:
+        waiting.sources_done += 1
+        waiting.jumped += state is StepState.FAILED and ended.handled == "goto"
+        return
+    waiting.done += 1
+    if state is StepState.SUCCESS:
+        waiting.ok += 1
+    elif state is StepState.FAILED:
+        waiting.failed += 1
+        waiting.ok += ended.handled == "continue"
