@@ -91,8 +91,9 @@ def start_local(
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(ingress),
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(min(ingress + 1000, 65535)),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{temp_dir}/haproxy/haproxy.cfg",
-        "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{temp_dir}/haproxy/admin.sock",
-        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": f"{temp_dir}/haproxy/metrics.sock",
+        # HAProxy takes 97 bytes, and Serve puts a folder of 56 characters in between.
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{temp_dir}/a.sock",
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": f"{temp_dir}/m.sock",
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": f"{temp_dir}/haproxy",
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": f"{temp_dir}/haproxy/server-state",
         "RAY_USAGE_STATS_ENABLED": "0",

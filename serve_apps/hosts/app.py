@@ -97,8 +97,7 @@ def deployment_options(
         "target_ongoing_requests": scaling.target_ongoing_requests,
         "downscale_delay_s": scaling.idle_s,
         "upscale_delay_s": min(2.0, scaling.idle_s),
-        "metrics_interval_s": 1.0,
-        "look_back_period_s": min(5.0, max(1.0, scaling.idle_s)),
+        "look_back_period_s": 10.0,
     }
     return options
 

@@ -24,6 +24,7 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalClust
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Ray's own deprecation warnings at import and connect
             connect(cluster)
+            import ray.serve
         yield cluster
     finally:
         import ray

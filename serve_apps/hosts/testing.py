@@ -1,0 +1,88 @@
+"""Small models that need no weights, for tests of hosts, routers and releases."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+from cluster.config.models import Signature, TensorSpec
+from serve_apps.providers.model import Answer, Emit, Item
+
+__all__ = ["Echo", "Letters"]
+
+
+class Echo:
+    """`text` -> `text` with `prefix` before it. Can be made slow, or to fail on some texts, to be a bad version.
+
+    `delay_s`: sleep per call. `fail_on`: texts that hold it raise, and with them the whole batch. `exit_on`: texts that
+    hold it call `sys.exit()`.
+    """
+
+    signature: ClassVar[Signature] = Signature(
+        inputs={"text": TensorSpec(datatype="BYTES")}, outputs={"text": TensorSpec(datatype="BYTES")}
+    )
+
+    def __init__(
+        self,
+        prefix: str = "",
+        delay_s: float = 0.0,
+        fail_on: str | None = None,
+        exit_on: str | None = None,
+        fail_to_load: bool = False,
+    ):
+        if fail_to_load:
+            raise RuntimeError("this model was told to fail at load")
+        self._prefix = prefix
+        self._delay_s = delay_s
+        self._fail_on = fail_on
+        self._exit_on = exit_on
+
+    def predict(self, items: list[Item]) -> list[str]:
+        if self._delay_s:
+            time.sleep(self._delay_s)
+        for item in items:
+            if self._exit_on is not None and self._exit_on in item["text"]:
+                raise SystemExit(3)
+            if self._fail_on is not None and self._fail_on in item["text"]:
+                raise ValueError(f"told to fail on {self._fail_on!r}")
+        return [self._prefix + item["text"] for item in items]
+
+    def stream(self, item: Item) -> Iterator[str]:
+        for word in (self._prefix + item["text"]).split(" "):
+            yield word + " "
+
+
+class Letters:
+    """Streams its `prompt` letter by letter within the batch, as a language model would its tokens."""
+
+    signature: ClassVar[dict[str, Any]] = {
+        "inputs": {"prompt": {"datatype": "BYTES"}},
+        "outputs": {"text": {"datatype": "BYTES"}},
+    }
+
+    def __init__(self, fail_after: int | None = None):
+        self._fail_after = fail_after
+        self.calls = 0
+        self.given_up: list[str] = []
+
+    def predict(self, items: list[Item]) -> list[Answer]:
+        return self.predict_stream(items, lambda index, text: True)
+
+    def predict_stream(self, items: list[Item], emit: Emit) -> list[Answer]:
+        self.calls += 1
+        texts = [""] * len(items)
+        live = set(range(len(items)))
+        for step in range(max(len(item["prompt"]) for item in items)):
+            if self._fail_after is not None and step >= self._fail_after:
+                raise RuntimeError("the letters ran out")
+            for index, item in enumerate(items):
+                if index in live and step < len(item["prompt"]):
+                    texts[index] += item["prompt"][step]
+                    if not emit(index, item["prompt"][step]):
+                        live.discard(index)
+                        self.given_up.append(item["prompt"])
+        return [
+            Answer(outputs={"text": text}, usage={"completion_tokens": len(text)}, finish_reason="stop")
+            for text in texts
+        ]
