@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -56,12 +57,13 @@ _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 
 @dataclass
 class SystemIds:
-    """ULIDs (https://github.com/ulid/spec) from a clock and the system's random source."""
+    """ULIDs (https://github.com/ulid/spec) from a clock and a source of random bytes."""
 
     clock: Clock = field(default_factory=SystemClock)
+    entropy: Callable[[int], bytes] = os.urandom
 
     def ulid(self) -> str:
-        value = (int(self.clock.now() * 1000) << 80) | int.from_bytes(os.urandom(10), "big")
+        value = (int(self.clock.now() * 1000) << 80) | int.from_bytes(self.entropy(10), "big")
         chars = []
         for _ in range(26):
             chars.append(_ALPHABET[value & 31])

@@ -72,8 +72,9 @@ class Segment:
 class Snapshot:
     """One object under `snap/`: the owner's state after all records with an index below `position`.
 
-    `seq` is the last segment that it covers wholly, `previous` that segment's digest, `epoch` the epoch there, and
-    `fences` the sequence numbers of all epoch segments so far: those are never collected.
+    `seq` is the last segment that it covers wholly, `covered` the index of the first record after that segment (at most
+    `position`), `previous` that segment's digest, `epoch` the writer's epoch, and `fences` the sequence numbers of all
+    epoch segments up to `seq`: those are never collected.
     """
 
     log: str
@@ -81,6 +82,7 @@ class Snapshot:
     epoch: int
     writer: str
     position: int
+    covered: int
     previous: str
     fences: tuple[int, ...]
     at: float
@@ -134,6 +136,7 @@ def encode_snapshot(snapshot: Snapshot, *, compress: bool = True) -> bytes:
         "epoch": snapshot.epoch,
         "writer": snapshot.writer,
         "position": snapshot.position,
+        "covered": snapshot.covered,
         "previous": snapshot.previous,
         "fences": list(snapshot.fences),
         "at": snapshot.at,
@@ -153,6 +156,7 @@ def decode_snapshot(data: bytes, *, key: str) -> Snapshot:
             epoch=header["epoch"],
             writer=header["writer"],
             position=header["position"],
+            covered=header["covered"],
             previous=header["previous"],
             fences=tuple(header["fences"]),
             at=header["at"],

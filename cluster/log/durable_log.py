@@ -280,7 +280,7 @@ class DurableLog:
             if self._tip.position < wanted:
                 await self.flush()
             self._check_open()
-            seq, digest = self._covered(wanted)
+            covered, seq, digest = self._covered(wanted)
             if seq <= self._snapshot_seq:
                 return  # a newer or equal one is there
             snapshot = Snapshot(
@@ -289,6 +289,7 @@ class DurableLog:
                 epoch=self._epoch,
                 writer=self._writer,
                 position=wanted,
+                covered=covered,
                 previous=digest,
                 fences=tuple(number for number in self._tip.fences if number <= seq),
                 at=self._clock.now(),
@@ -454,13 +455,13 @@ class DurableLog:
 
     # ---- snapshots ----
 
-    def _covered(self, position: int) -> tuple[int, str]:
-        """The last segment all of whose records are below `position`, and its digest."""
-        found = (0, "")
-        for end, seq, digest in self._marks:
-            if end > position:
+    def _covered(self, position: int) -> tuple[int, int, str]:
+        """The last segment all of whose records are below `position`: where it ends, its number, its digest."""
+        found = self._marks[0] if self._marks[0][0] <= position else (0, 0, "")
+        for mark in self._marks:
+            if mark[0] > position:
                 break
-            found = (seq, digest)
+            found = mark
         return found
 
     async def _collect(self, up_to: int) -> None:

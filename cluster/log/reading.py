@@ -62,7 +62,7 @@ class History:
         """How many records the log has held since its beginning."""
         if self.segments:
             return self.segments[-1].first + len(self.segments[-1].records)
-        return self.snapshot.position if self.snapshot else 0
+        return self.snapshot.covered if self.snapshot else 0
 
     @property
     def fences(self) -> tuple[int, ...]:
@@ -134,8 +134,10 @@ async def read_history(bucket: Bucket, prefix: str, *, oldest: bool = False, par
 
 
 async def extend_history(bucket: Bucket, prefix: str, history: History) -> None:
-    """Read the segments that were written since. Raises `ObjectNotFound` when they were collected already."""
+    """Read the segments that were written since. Raises `ObjectNotFound` when some were collected already."""
     numbers = await _numbers(bucket, f"{prefix}/wal/", start_after=segment_key(prefix, history.seq))
+    if numbers != list(range(history.seq + 1, history.seq + 1 + len(numbers))):
+        raise ObjectNotFound(f"segments after {segment_key(prefix, history.seq)} were collected")
     for number, data in zip(numbers, await _fetch(bucket, prefix, numbers, 8), strict=True):
         history.add(data, key=segment_key(prefix, number))
 
@@ -167,6 +169,8 @@ async def _read(bucket: Bucket, prefix: str, base: int, wanted: Sequence[int], p
         numbers = wanted[start : start + 1024]
         for seq, data in zip(numbers, await _fetch(bucket, prefix, numbers, parallel), strict=True):
             history.add(data, key=segment_key(prefix, seq))
+    if history.snapshot is not None and history.position < history.snapshot.position:
+        raise _missing(segment_key(prefix, history.seq + 1))
     return history
 
 

@@ -8,6 +8,7 @@ import errno
 import itertools
 import os
 import shutil
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -59,6 +60,7 @@ class FileBucket:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="bucket")
         self._folders: set[Path] = set()
         self._swept = False
+        self._lock = threading.Lock()
 
     @property
     def url(self) -> str:
@@ -115,6 +117,8 @@ class FileBucket:
         except HeadraceError:
             raise
         except OSError as error:
+            if error.errno == errno.ENOENT:
+                self._folders.clear()  # somebody may have removed a folder that this process made
             raise self._translate(error, key) from error
 
     def _translate(self, error: OSError, key: str) -> StorageError:
@@ -182,8 +186,9 @@ class FileBucket:
     def _temporary(self) -> tuple[int, str]:
         folder = self._root / _TEMPORARY
         self._folder(folder)
-        if not self._swept:
-            self._swept = True
+        with self._lock:
+            sweep, self._swept = not self._swept, True
+        if sweep:
             _sweep(folder)
         name = str(folder / f"{os.getpid()}-{next(_counter)}-{os.urandom(6).hex()}")
         return os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666), name
@@ -211,7 +216,8 @@ class FileBucket:
         while pending:
             folder = pending.pop()
             try:
-                entries = list(os.scandir(self._root / folder))
+                with os.scandir(self._root / folder) as scan:
+                    entries = list(scan)
             except (FileNotFoundError, NotADirectoryError):
                 continue
             for entry in entries:
@@ -249,9 +255,10 @@ def _sweep(folder: Path) -> None:
     try:
         probe.touch()
         now = probe.stat().st_mtime
-        for entry in os.scandir(folder):
-            if entry.stat().st_mtime < now - _FORGOTTEN_S:
-                _remove(entry.path)
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.stat().st_mtime < now - _FORGOTTEN_S:
+                    _remove(entry.path)
     except OSError:
         return  # another process may sweep at the same time
     finally:

@@ -25,6 +25,8 @@ _Keys = list[str]
 
 _PART = 16 << 20
 """Bytes per part of a multipart upload and per ranged read of a download; S3 allows 10,000 parts."""
+_NONCE = "headrace-create"
+"""Name of the object metadata that says which call of `create` made it."""
 _PARALLEL_PARTS = 4
 _TRIES = 6
 _BUSY_CODES = {
@@ -36,8 +38,8 @@ _BUSY_CODES = {
 class S3Bucket:
     """Objects of one S3 bucket under an optional prefix.
 
-    Calls are tried up to six times with full jitter on 429, 5xx, time-outs and broken connections. A create that is
-    repeated after a lost answer and then finds the key taken reads the object: the same bytes are its own.
+    Calls are tried up to six times with full jitter on 429, 5xx, time-outs and broken connections. A create that finds
+    the key taken looks who made the object: after a lost answer it may have been itself.
     """
 
     def __init__(
@@ -81,21 +83,28 @@ class S3Bucket:
         return await self._retry(key, call)
 
     async def create(self, key: str, data: bytes) -> None:
-        unsure = False
+        # The HTTP client repeats a PUT by itself when a kept-alive connection breaks, so even the first answer that we
+        # see may be about our own object: the nonce tells it from a rival's.
+        nonce = f"{self._random.getrandbits(128):032x}"
 
         async def call(client: Any) -> None:
-            nonlocal unsure
-            try:
-                await client.put_object(Bucket=self._bucket, Key=self._name(key), Body=data, IfNoneMatch="*")
-            except Exception as error:
-                if isinstance(_translate(error, self.url, key), StorageUnavailable):
-                    unsure = True
-                raise
+            await client.put_object(
+                Bucket=self._bucket, Key=self._name(key), Body=data, IfNoneMatch="*", Metadata={_NONCE: nonce}
+            )
+
+        async def look(client: Any) -> str | None:
+            answer = await client.head_object(Bucket=self._bucket, Key=self._name(key))
+            found: str | None = answer.get("Metadata", {}).get(_NONCE)
+            return found
 
         try:
             await self._retry(key, call)
-        except AlreadyExists:
-            if not unsure or await self.get(key) != data:
+        except AlreadyExists as taken:
+            try:
+                found = await self._retry(key, look)
+            except ObjectNotFound:
+                raise taken from None
+            if found != nonce:
                 raise
 
     async def put(self, key: str, data: bytes) -> None:
@@ -230,7 +239,7 @@ class S3Bucket:
             connect_timeout=min(5.0, self._timeout_s),
             read_timeout=self._timeout_s,
             max_pool_connections=self._connections,
-            retries={"max_attempts": 1, "mode": "standard"},  # ours: they know which outcomes are uncertain
+            retries={"total_max_attempts": 1, "mode": "standard"},  # ours: they know which outcomes are uncertain
             s3={"addressing_style": "path" if self._path_style else "virtual"},
             request_checksum_calculation="when_required",  # many S3 servers know no trailing checksums
             response_checksum_validation="when_required",

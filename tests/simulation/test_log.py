@@ -1,0 +1,56 @@
+"""Thousands of histories of the durable log: acknowledged records are never lost, replaced or reordered."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.simulation.log_history import LogHistory
+
+HISTORIES = 1000
+
+
+def play(seeds: range) -> list[LogHistory]:
+    """Run the histories; a failure names its seed."""
+    played = []
+    for seed in seeds:
+        try:
+            played.append(LogHistory(seed).run())
+        except BaseException as error:
+            pytest.fail(f"seed {seed}: {error!r}; replay it with LogHistory({seed}).run()")
+    return played
+
+
+def test_acknowledged_records_survive() -> None:
+    """With crashes, zombies, 503s and lost answers, every later owner finds what earlier ones were told is durable."""
+    played = play(range(HISTORIES))
+    assert sum(history.crashed for history in played) > HISTORIES / 2, "the simulation must be harsh to mean something"
+    assert sum(history.fenced for history in played) > HISTORIES / 10
+    assert sum(history.frozen for history in played) > HISTORIES / 10
+    assert sum(len(history.acknowledged) for history in played) > 10 * HISTORIES
+
+
+def test_a_crash_at_every_await() -> None:
+    """The first owner is killed at each of its steps in turn, from the first read to the last acknowledgement."""
+    whole = LogHistory(11, crash_first_at=10**9).run()
+    assert whole.first is not None
+    steps = whole.first.steps
+    assert steps > 100
+    for step in range(1, steps + 1):
+        try:
+            LogHistory(11, crash_first_at=step).run()
+        except BaseException as error:
+            pytest.fail(f"crash at step {step} of {steps}: {error!r}")
+
+
+def test_a_seed_gives_one_history() -> None:
+    """The same seed gives the same objects, byte for byte."""
+    assert LogHistory(5).run().objects == LogHistory(5).run().objects
+
+
+@pytest.mark.soak
+def test_soak() -> None:
+    """Any number of histories: HEADRACE_SOAK of them (20,000 unless told), from a start of HEADRACE_SEED."""
+    start = int(os.environ.get("HEADRACE_SEED", "1000000"))
+    play(range(start, start + int(os.environ.get("HEADRACE_SOAK", "20000"))))
