@@ -76,6 +76,12 @@ def infer(
     return Call("POST", path_of(*parts), parse, {**kind, **headers}, body)
 
 
+def metadata(model: str, version: str | None) -> Call[dict[str, Any]]:
+    """Open Inference Protocol metadata: inputs and outputs with datatype and shape."""
+    parts = ["v2", "models", model, *(["versions", version] if version else [])]
+    return Call("GET", path_of(*parts), as_object, retry_safe=True)
+
+
 def chat_body(
     model: str,
     messages: str | Sequence[Mapping[str, Any]],

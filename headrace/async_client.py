@@ -105,6 +105,9 @@ class AsyncClient:
         call = api.infer(model, items, version=version, parameters=parameters, headers=headers, single=False)
         return await self._do(call)
 
+    async def metadata(self, model: str, *, version: str | None = None) -> dict[str, Any]:
+        return await self._do(api.metadata(model, version))
+
     async def embed(self, model: str, texts: str | Sequence[str], *, version: str | None = None) -> Embeddings:
         listed = [texts] if isinstance(texts, str) else list(texts)
         return await self._do(api.embed(model, listed, headers=api.pinned(version=version)))

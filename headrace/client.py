@@ -112,6 +112,10 @@ class Client:
         headers = api.pinned(key=key, timeout_s=timeout_s)
         return self._do(api.infer(model, items, version=version, parameters=parameters, headers=headers, single=False))
 
+    def metadata(self, model: str, *, version: str | None = None) -> dict[str, Any]:
+        """The model's inputs and outputs with datatype and shape (Open Inference Protocol)."""
+        return self._do(api.metadata(model, version))
+
     def embed(self, model: str, texts: str | Sequence[str], *, version: str | None = None) -> Embeddings:
         """One vector per text."""
         listed = [texts] if isinstance(texts, str) else list(texts)
@@ -146,8 +150,8 @@ class Client:
         return self._do(api.complete(model, prompt, options=options, headers=api.pinned(version=version)))
 
     def explain(self, model: str, **request: Any) -> dict[str, Any]:
-        """Why a request would go where it goes, without sending it. `request`: question, messages or inputs; parameters,
-        headers, version, sticky."""
+        """Why a request would go where it goes, without sending it. `request`: question, messages or inputs; also
+        parameters, headers, version, sticky."""
         return self._do(api.explain(model, request))
 
     def feedback(self, request_id: str, score: float, *, comment: str | None = None) -> Any:

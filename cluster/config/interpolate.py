@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from cluster.config.problems import Problem, closest
 from cluster.config.source import Tree, scalar
 
-__all__ = ["FREE_FORM", "SECRET_KEYS", "interpolate", "is_secret_key"]
+__all__ = ["FREE_FORM", "SECRET_KEYS", "Unset", "interpolate", "is_secret_key"]
 
 SECRET_KEYS = frozenset({"api_key", "access_key", "secret_key", "secret", "password", "token", "credentials"})
 """Under a key of this name (or one that ends in `_<name>`) a value is a secret and never stands in the tree."""
 
 FREE_FORM = frozenset({"config", "adaptive", "parameters"})
 """Mappings whose keys are the user's own: secrets in them become `{"$secret": NAME}`."""
+
+Unset = Literal["error", "secrets", "keep"]
+"""What an unset variable is: an error; no error if it is a secret's (the cluster has it); or left as it stands."""
 
 _REFERENCE = re.compile(r"\$\$|\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-((?:[^}\\]|\\.)*))?\}|\$\{([^}]*)\}?")
 _WHOLE = re.compile(r"^\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-((?:[^}\\]|\\.)*))?\}$")
@@ -28,17 +31,17 @@ def is_secret_key(key: str) -> bool:
 
 
 def interpolate(
-    tree: Tree, variables: Mapping[str, str], *, known_secrets: Callable[[str], bool], strict: bool = True
+    tree: Tree, variables: Mapping[str, str], *, known_secrets: Callable[[str], bool], unset: Unset = "error"
 ) -> tuple[Tree, list[Problem]]:
     """A new tree with every reference replaced, and the problems: unset variables and secrets written out in a file.
 
-    `known_secrets(name)` says whether a secret of that name can be found; its value is not asked for here. With
-    `strict=False` an unset variable leaves the text as it stands and is no problem.
+    `known_secrets(name)` says whether a secret of that name can be found; its value is not asked for here. A value that
+    is nothing but a reference to an empty variable or default counts as absent.
     """
     problems: list[Problem] = []
 
-    def unset(name: str, node: Tree, path: tuple[str, ...]) -> None:
-        if strict:
+    def report_unset(name: str, node: Tree, path: tuple[str, ...], *, secret: bool) -> None:
+        if unset == "error" or (unset == "secrets" and not secret):
             hint = closest(name, variables)
             how = f"export {name}=…, or write ${{{name}:-default}}"
             problems.append(
@@ -72,7 +75,9 @@ def interpolate(
             return Tree(None, node.mark)
         name, default = match.group(1), match.group(2)
         if default is None and not known_secrets(name):
-            unset(name, node, path)
+            report_unset(name, node, path, secret=True)
+        if default == "" and not known_secrets(name):
+            return Tree(None, node.mark)
         if free:
             return Tree({"$secret": Tree(name, node.mark)}, node.mark)
         value = {"variable": Tree(name, node.mark)}
@@ -106,11 +111,13 @@ def interpolate(
                 return _unescape(default)
             if name in variables:
                 return ""
-            unset(name, node, path)
+            report_unset(name, node, path, secret=False)
             return match.group(0)
 
         done = _REFERENCE.sub(replace, text)
         value: Any = done
+        if done == "" and _WHOLE.match(text):
+            return Tree(None, node.mark)
         if free and node.bare and _WHOLE.match(text):
             value = scalar(done)
         return Tree(value, node.mark)

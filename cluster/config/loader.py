@@ -9,13 +9,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from pydantic import ValidationError
 
 from cluster.config.check import check_config
 from cluster.config.environment import process_environment
-from cluster.config.interpolate import interpolate, is_secret_key
+from cluster.config.interpolate import Unset, interpolate, is_secret_key
 from cluster.config.models import Config, ModelConfig
 from cluster.config.problems import Problem, raise_for
 from cluster.config.secrets import Secrets
@@ -87,7 +86,7 @@ def load_config(
     env: Mapping[str, str],
     directory: Path | None = None,
     flags: Mapping[str, str] | None = None,
-    unset: Literal["error", "keep"] = "error",
+    unset: Unset = "error",
 ) -> Config:
     """The checked configuration of one environment; see `load`."""
     return load(environment, env=env, directory=directory, flags=flags, unset=unset).config
@@ -99,12 +98,13 @@ def load(
     env: Mapping[str, str],
     directory: Path | None = None,
     flags: Mapping[str, str] | None = None,
-    unset: Literal["error", "keep"] = "error",
+    unset: Unset = "error",
 ) -> Loaded:
     """Read, merge, interpolate and check one environment (default: HEADRACE_ENV, else dev).
 
     `flags` maps dotted keys (`router.port`, `models.m.versions.1.0.0.replicas`) to YAML scalars as text.
-    `unset="keep"` leaves `${VAR}` of an unset variable as it stands: to check a file without its secrets at hand.
+    `unset` (see `interpolate.Unset`): "secrets" where the cluster has the secrets and this machine has not; "keep"
+    leaves `${VAR}` as it stands, to look at a file without its variables at hand.
     Raises InvalidConfig with all the problems at once, NotFound when there is no such environment or folder.
     """
     name = environment or env.get("HEADRACE_ENV") or "dev"
@@ -150,7 +150,7 @@ def load_text(text: str, *, env: Mapping[str, str], file: str = "config.yaml", r
 
 
 def _finish(
-    tree: Tree, env: Mapping[str, str], problems: list[Problem], *, unset: Literal["error", "keep"], root: Path | None
+    tree: Tree, env: Mapping[str, str], problems: list[Problem], *, unset: Unset, root: Path | None
 ) -> tuple[Config, Tree]:
     try:
         secrets = Secrets.open(env)
@@ -158,7 +158,7 @@ def _finish(
         if unset == "error":
             raise
         secrets = Secrets(env)
-    tree, wrong = interpolate(tree, env, known_secrets=secrets.known, strict=unset == "error")
+    tree, wrong = interpolate(tree, env, known_secrets=secrets.known, unset=unset)
     problems += wrong
     if not isinstance(tree.value, dict):
         problems.append(Problem(tree.mark.file, tree.mark.line, "", "a configuration is a mapping", None))

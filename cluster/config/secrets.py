@@ -43,6 +43,11 @@ class Secrets:
         value = self._variables.get(name) or self._file_values.get(name)
         return SecretStr(value) if value else None
 
+    def value(self, reference: SecretRef) -> str | None:
+        """The plain value, or None when it is not known: what `cluster.storage.open_bucket` takes."""
+        found = self.get(reference.variable) or reference.default
+        return found.get_secret_value() if found is not None else None
+
     def resolve(self, secret: SecretRef | SecretStr | None) -> SecretStr | None:
         """The value behind a configured secret; None for None. Raises InvalidConfig naming the variable only."""
         if secret is None or isinstance(secret, SecretStr):

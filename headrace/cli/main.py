@@ -1,0 +1,111 @@
+"""The `headrace` command: its options, its commands, and how every error becomes one line and an exit code."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cluster.errors import HeadraceError
+from headrace.cli import clusters, configs, keys, models, releases, runs, workflows
+from headrace.cli.context import configure, shared
+from headrace.cli.output import fail, note, say
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="headrace",
+    help="Many versions of many models on one Ray cluster, released by figures, and durable workflows over them.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def options(
+    environment: Annotated[
+        str | None,
+        typer.Option("--env", "-e", help="dev, staging or prod [HEADRACE_ENV, else dev]", show_default=False),
+    ] = None,
+    configs_dir: Annotated[
+        Path | None,
+        typer.Option("--configs", help="The configuration folder [the nearest configs/]", show_default=False),
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE over the configuration files; repeatable")
+    ] = None,
+    url: Annotated[
+        str | None,
+        typer.Option("--url", help="The cluster's URL [HEADRACE_URL, else what `up` left]", show_default=False),
+    ] = None,
+) -> None:
+    configure(environment, configs_dir, settings or [], url, None)
+
+
+clusters.add_to(app)
+configs.add_to(app)
+models.add_to(app)
+workflows.add_to(app)
+runs.add_to(app)
+releases.add_to(app)
+keys.add_to(app)
+
+
+@app.command()
+def version() -> None:
+    """The version of headrace."""
+    from headrace import __version__
+
+    say(__version__)
+
+
+@app.command()
+def completion(
+    shell: Annotated[str, typer.Argument(help="bash, zsh, fish or powershell")] = "bash",
+) -> None:
+    """Print the completion script: `headrace completion bash > ~/.local/share/bash-completion/completions/headrace`."""
+    from typer._completion_shared import get_completion_script
+
+    if shell not in ("bash", "zsh", "fish", "powershell"):
+        raise typer.BadParameter(f"{shell!r} is none of bash, zsh, fish, powershell")
+    say(get_completion_script(prog_name="headrace", complete_var="_HEADRACE_COMPLETE", shell=shell))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point. Exit codes: 0 done, 1 it failed, 2 wrong usage or input, 130 interrupted."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """As `main`, returning the exit code."""
+    from typer._completion_classes import completion_init
+
+    completion_init()
+    try:
+        app(args=arguments, prog_name="headrace")
+    except HeadraceError as error:
+        return fail(error, as_json=shared().json)
+    except KeyboardInterrupt:
+        note("interrupted")
+        return 130
+    except BrokenPipeError:
+        return 1
+    except SystemExit as ended:
+        return _code(ended.code)
+    except Exception as error:
+        if shared().env.get("HEADRACE_DEBUG"):
+            raise
+        note(f"error: a defect in headrace ({type(error).__name__}: {error}); HEADRACE_DEBUG=1 shows where")
+        return 1
+    return 0
+
+
+def _code(code: Any) -> int:
+    if code is None:
+        return 0
+    return code if isinstance(code, int) else 1

@@ -1,0 +1,129 @@
+"""`headrace release …`: move a model's traffic to another version by figures, or back."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from cluster.errors import InvalidInput
+from headrace.cli.context import Json, shared
+from headrace.cli.output import ago, print_json, print_table, say, short
+
+__all__ = ["add_to"]
+
+release = typer.Typer(help="Releases: start, status, promote, pause, resume, rollback, history.", no_args_is_help=True)
+
+Model = Annotated[str, typer.Argument(help="The model")]
+Reason = Annotated[str, typer.Option(help="Why; it is kept with the release")]
+Force = Annotated[bool, typer.Option("--force", help="Skip the checks of signature and golden requests")]
+
+
+def add_to(app: typer.Typer) -> None:
+    app.add_typer(release, name="release")
+
+
+@release.command("start")
+def start(
+    model: Model,
+    candidate: Annotated[str, typer.Argument(help="The version that shall take over")],
+    strategy: Annotated[str | None, typer.Option(help="canary, ab or all_at_once")] = None,
+    steps: Annotated[str | None, typer.Option(help="Percentages, such as 5,25,50,100")] = None,
+    step_duration: Annotated[str | None, typer.Option(help="At least this long per step: 5m")] = None,
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Begin to move traffic to a version that is deployed already."""
+    from cluster.config.quantities import parse_duration_s
+
+    options: dict[str, Any] = {"force": force}
+    try:
+        if strategy is not None:
+            options["strategy"] = strategy
+        if steps is not None:
+            options["steps"] = [float(part) for part in steps.split(",")]
+        if step_duration is not None:
+            options["step_duration"] = parse_duration_s(step_duration)
+    except ValueError as error:
+        raise InvalidInput(str(error)) from None
+    _show(shared(json=json).client().start_release(model, candidate, **options), json)
+
+
+@release.command("status")
+def status(model: Model, json: Json = False) -> None:
+    """How the newest release stands, what the figures say, and why it goes on or waits."""
+    _show(shared(json=json).client().release(model), json)
+
+
+@release.command("promote")
+def promote(model: Model, reason: Reason = "", force: Force = False, json: Json = False) -> None:
+    """Give the candidate all traffic now."""
+    _move(model, "promote", reason, force, json)
+
+
+@release.command("pause")
+def pause(model: Model, reason: Reason = "", json: Json = False) -> None:
+    """Stay at the present weights; guard rails still act."""
+    _move(model, "pause", reason, False, json)
+
+
+@release.command("resume")
+def resume(model: Model, reason: Reason = "", json: Json = False) -> None:
+    """Go on after a pause."""
+    _move(model, "resume", reason, False, json)
+
+
+@release.command("rollback")
+def rollback(model: Model, reason: Reason = "", force: Force = False, json: Json = False) -> None:
+    """Give the stable version all traffic back. It is still loaded: this is a change of weights."""
+    _move(model, "rollback", reason, force, json)
+
+
+@release.command("history")
+def history(model: Annotated[str | None, typer.Argument(help="Only this model")] = None, json: Json = False) -> None:
+    """Releases, newest first, with who or which figures decided."""
+    found = shared(json=json).client().releases(model)
+    if json:
+        print_json({"releases": found})
+        return
+    rows = [
+        [
+            item["id"],
+            item["model"],
+            item["stable"],
+            item["candidate"],
+            item["state"],
+            ago(item.get("started_at")),
+            _last(item),
+        ]
+        for item in found
+    ]
+    print_table(["release", "model", "stable", "candidate", "state", "started", "last word"], rows, empty="no releases")
+
+
+def _last(item: dict[str, Any]) -> str:
+    """Why the release is where it is."""
+    entry = (item.get("history") or [{}])[-1]
+    return short(entry.get("why") or entry.get("reason") or "", 60)
+
+
+def _move(model: str, move: str, reason: str, force: bool, json: bool) -> None:
+    _show(shared(json=json).client().move_release(model, move, reason=reason, force=force), json)
+
+
+def _show(view: dict[str, Any], json: bool) -> None:
+    if json:
+        print_json(view)
+        return
+    say(f"{view['id']}: {view['model']} {view['stable']} → {view['candidate']}: {view['state']}")
+    steps = ", ".join(f"{step:g}" for step in view.get("steps") or [])
+    where = f"{view.get('percent', 0):g} % of the traffic, step {view.get('step', 0) + 1} of [{steps}]"
+    say(f"  {view.get('strategy')}: {where}")
+    decision = view.get("decision") or {}
+    if decision:
+        said = decision.get("why") or decision.get("reason") or ""
+        say(f"  the figures say: {decision.get('action', '–')}" + (f" ({said})" if said else ""))
+        for name, figure in (decision.get("figures") or {}).items():
+            say(f"    {name}: {short(figure)}")
+    for entry in (view.get("history") or [])[-5:]:
+        say(f"  {ago(entry.get('at'))}: {short({k: v for k, v in entry.items() if k not in ('at', 'figures')}, 110)}")

@@ -1,0 +1,109 @@
+"""`headrace workflows …` and `headrace webhooks …`: what can be run, and messages about what ran."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from graphlib import TopologicalSorter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from headrace.cli.context import Json, Shared, shared
+from headrace.cli.output import ago, print_json, print_table, say, short
+
+if TYPE_CHECKING:
+    from headrace.client import Client
+
+__all__ = ["add_to", "register_folders"]
+
+workflows = typer.Typer(help="Workflows: list, show, register.", invoke_without_command=True)
+webhooks = typer.Typer(help="Webhooks: replay.", no_args_is_help=True)
+
+
+def add_to(app: typer.Typer) -> None:
+    app.add_typer(workflows, name="workflows")
+    app.add_typer(webhooks, name="webhooks")
+
+
+@workflows.callback()
+def list_workflows(context: typer.Context, json: Json = False) -> None:
+    """Workflows: list, show, register. Without a command: list them."""
+    if context.invoked_subcommand is not None:
+        return
+    found = shared(json=json).client().workflows()
+    if json:
+        print_json({"workflows": found})
+        return
+    rows = [
+        [
+            item.get("name"),
+            str(item.get("digest") or item.get("version") or "")[:12],
+            len(item.get("steps") or []) or None,
+            ago(item.get("registered_at") or item.get("at")),
+            short(item.get("description") or "", 60),
+        ]
+        for item in found
+    ]
+    print_table(
+        ["workflow", "version", "steps", "registered", "description"],
+        rows,
+        empty="no workflows are registered: headrace workflows register",
+    )
+
+
+@workflows.command("show")
+def show(name: Annotated[str, typer.Argument()], json: Json = False) -> None:
+    """One workflow's definition, as it is registered."""
+    found = shared(json=json).client().workflow(name)
+    if json:
+        print_json(found)
+        return
+    import yaml
+
+    say(yaml.safe_dump(found, allow_unicode=True, sort_keys=False).rstrip())
+
+
+@workflows.command("register")
+def register(
+    folders: Annotated[
+        list[Path] | None, typer.Argument(help="Folders with a workflow.yaml; default: all of the configuration's")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Register workflows and their scripts, after checking them here."""
+    state = shared(json=json)
+    answers = register_folders(state.client(), folders, state)
+    if json:
+        print_json({"workflows": answers})
+        return
+    for answer in answers:
+        say(f"registered {answer.get('name')} ({str(answer.get('digest') or answer.get('version') or '')[:12]})")
+    if not answers:
+        say("there are no workflows in this configuration")
+
+
+def register_folders(client: Client, folders: Sequence[Path] | None, state: Shared) -> list[dict[str, Any]]:
+    """Register these folders, or all the configuration's workflows, nested ones before those that use them."""
+    from pipelines.spec.load import load_workflows
+
+    if not folders:
+        loaded = state.load(unset="keep")
+        found = load_workflows(loaded.directory / loaded.config.workflows.dir, config=loaded.config)
+        uses = {
+            name: [step.workflow for step in item.spec.steps if step.workflow in found] for name, item in found.items()
+        }
+        folders = [found[str(name)].folder for name in TopologicalSorter(uses).static_order()]
+    return [client.register(folder) for folder in folders]
+
+
+@webhooks.command("replay")
+def replay(
+    run_id: Annotated[str, typer.Argument(help="The run whose message is sent again")], json: Json = False
+) -> None:
+    """Send the message about an ended run again, with its first id."""
+    answer = shared(json=json).client().replay_webhook(run_id)
+    if json:
+        print_json(answer)
+    else:
+        say(f"the webhook of {run_id} is sent again: {short(answer)}")

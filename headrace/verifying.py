@@ -1,0 +1,45 @@
+"""`headrace verify`: which bucket is meant, and its check by `pipelines.verify`. Needs no cluster."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from cluster.config.models import StorageConfig
+from cluster.errors import HeadraceError
+
+if TYPE_CHECKING:
+    from headrace.cli.context import Shared
+
+__all__ = ["storage_of", "verify_storage"]
+
+
+def storage_of(shared: Shared, url: str | None) -> StorageConfig:
+    """The environment's bucket; with `url` that place, with the environment's endpoint and keys if there are any."""
+    try:
+        configured = shared.load(unset="keep").config.storage
+    except HeadraceError:
+        if url is None:
+            raise
+        configured = StorageConfig()
+    return configured if url is None else configured.model_copy(update={"url": url})
+
+
+def verify_storage(shared: Shared, url: str | None) -> dict[str, Any]:
+    """`{url, ok, counts, violations}` of a bucket. Raises what opening it raises."""
+    from pipelines.verify import verify_bucket
+
+    from cluster.config.secrets import Secrets
+    from cluster.storage import open_bucket
+
+    storage = storage_of(shared, url)
+
+    async def check() -> dict[str, Any]:
+        bucket = open_bucket(storage, resolve_secret=Secrets.open(shared.env).value)
+        try:
+            report = await verify_bucket(bucket)
+        finally:
+            await bucket.close()
+        return {"url": storage.url, **report.to_dict()}
+
+    return asyncio.run(check())
