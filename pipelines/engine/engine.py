@@ -216,13 +216,17 @@ class Engine:
             fail_step(core, run, index, error_dict("rejected", message, answer=answer))
         return self._decide()
 
-    def plan_resume(self, run_id: str, digest: str | None = None) -> resuming.ResumePlan:
-        """What a resume would keep and run again, with reasons; with `digest`, under an edited definition.
+    def plan_resume(
+        self, run_id: str, digest: str | None = None, *, plan: Plan | None = None
+    ) -> resuming.ResumePlan:
+        """What a resume would keep and run again, with reasons; with `digest`, under an edited definition, or with
+        `plan` under one that is not registered (yet).
 
         Raises `NotFound`, and `Conflict` when the run has not failed or been cancelled.
         """
         run = self._core.state.run(run_id)
-        plan = self._core.state.plan(digest) if digest is not None else run.plan
+        if plan is None:
+            plan = self._core.state.plan(digest) if digest is not None else run.plan
         return resuming.plan_resume(run, plan, self._core.values)
 
     def resume(self, run_id: str, *, now: float, digest: str | None = None) -> Decision:
