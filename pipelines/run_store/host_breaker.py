@@ -17,7 +17,9 @@ from typing import Any, Literal
 
 from cluster.config.models import BreakerConfig
 
-__all__ = ["HostBreaker", "HostBreakers"]
+__all__ = ["BreakerState", "HostBreaker", "HostBreakers"]
+
+BreakerState = Literal["closed", "open", "half_open"]
 
 MAX_EJECTION_S = 300.0
 MAX_HOSTS = 10_000
@@ -25,15 +27,14 @@ MAX_HOSTS = 10_000
 
 @dataclass(slots=True)
 class HostBreaker:
-    """One host. `state` changes only by results; that an open one may be tried again is asked of `retry_at`."""
+    """One host. A closed one without failures in its window is not kept."""
 
-    state: Literal["closed", "open", "half_open"] = "closed"
+    state: BreakerState = "closed"
     streak: int = 0
     opened_at: float = 0.0
     open_until: float = 0.0
     ejections: int = 0
     passed: int = 0
-    probes: int = 0
     window: deque[tuple[float, bool]] = field(default_factory=deque)
 
 
@@ -44,51 +45,45 @@ class HostBreakers:
         self._config = config or BreakerConfig()
         self._hosts: dict[str, HostBreaker] = {}
 
-    def retry_at(self, host: str, *, now: float) -> float | None:
-        """None: call it. A time: it is open until then, park the step."""
-        breaker = self._hosts.get(host)
-        if breaker is None or breaker.state == "closed" or not self._config.enabled:
-            return None
-        if breaker.state == "open" and now < breaker.open_until:
-            return breaker.open_until
-        if breaker.probes < self._config.half_open_requests:
-            return None
-        return max(now + 1.0, breaker.open_until)
+    def tick(self, now: float) -> list[str]:
+        """Open hosts whose time is over: they are half open from now on, and `probes` calls may try them."""
+        due = [host for host, b in self._hosts.items() if b.state == "open" and b.open_until <= now]
+        for host in due:
+            self._hosts[host].state = "half_open"
+            self._hosts[host].passed = 0
+        return due
 
-    def started(self, host: str, *, now: float) -> None:
-        """A call is about to be made: the first ones after an open breaker's time are its probes."""
-        breaker = self._hosts.get(host)
-        if breaker is None or breaker.state == "closed":
-            return
-        if breaker.state == "open" and now >= breaker.open_until:
-            breaker.state, breaker.passed, breaker.probes = "half_open", 0, 0
-        breaker.probes += 1
+    def next_due(self) -> float | None:
+        """When `tick` has something to do; None while no host is open."""
+        return min((b.open_until for b in self._hosts.values() if b.state == "open"), default=None)
 
-    def result(self, host: str, *, ok: bool, started_at: float, at: float) -> bool:
-        """A call ended. Returns whether the breaker changed its state."""
+    @property
+    def probes(self) -> int:
+        """Calls that may try a half-open host."""
+        return self._config.half_open_requests
+
+    def result(self, host: str, *, ok: bool, started_at: float, at: float) -> BreakerState | None:
+        """A call ended: the state that the host's breaker is in now, if that changed by it."""
         config = self._config
         breaker = self._hosts.get(host)
         if breaker is None:
             if ok or not config.enabled:
-                return False
+                return None
             if len(self._hosts) >= MAX_HOSTS:
                 self._hosts.pop(next(iter(self._hosts)))
             breaker = self._hosts[host] = HostBreaker()
         if breaker.state != "closed":
-            if started_at < breaker.opened_at:
-                return False
-            breaker.probes = max(0, breaker.probes - 1)
+            if started_at < breaker.opened_at or breaker.state == "open":
+                # Begun before it opened: says nothing about the host as it is now.
+                return None
             if not ok:
                 self._open(breaker, at)
-                return True
-            if breaker.state == "open" and at < breaker.open_until:
-                return False
-            breaker.state = "half_open"
+                return "open"
             breaker.passed += 1
             if breaker.passed < config.half_open_requests:
-                return False
-            self._hosts.pop(host)
-            return True
+                return None
+            del self._hosts[host]
+            return "closed"
         breaker.streak = 0 if ok else breaker.streak + 1
         breaker.window.append((at, ok))
         while breaker.window and breaker.window[0][0] < at - config.interval_s:
@@ -97,12 +92,12 @@ class HostBreakers:
         many = len(breaker.window) >= config.min_requests and failures / len(breaker.window) >= config.failure_rate
         if not ok and (breaker.streak >= config.consecutive_failures or many):
             self._open(breaker, at)
-            return True
+            return "open"
         if not failures:
-            self._hosts.pop(host)
-        return False
+            del self._hosts[host]
+        return None
 
-    def shown(self, *, now: float) -> dict[str, dict[str, Any]]:
+    def shown(self) -> dict[str, dict[str, Any]]:
         """Hosts that are not closed: `{host: {state, open_until}}`."""
         return {
             host: {"state": breaker.state, "open_until": breaker.open_until}
@@ -118,7 +113,7 @@ class HostBreakers:
         return {"opened_at": breaker.opened_at, "open_until": breaker.open_until, "ejections": breaker.ejections}
 
     def set(self, host: str, state: Mapping[str, Any] | None) -> None:
-        """The inverse of `state_of`. Calls that were in flight are gone with their process: no probe is out."""
+        """The inverse of `state_of`."""
         if state is None:
             self._hosts.pop(host, None)
             return
@@ -146,5 +141,5 @@ class HostBreakers:
         breaker.state = "open"
         breaker.opened_at = at
         breaker.open_until = at + min(self._config.base_ejection_s * breaker.ejections, longest)
-        breaker.streak, breaker.passed, breaker.probes = 0, 0, 0
+        breaker.streak, breaker.passed = 0, 0
         breaker.window.clear()

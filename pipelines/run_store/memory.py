@@ -188,9 +188,13 @@ class Memory:
         self.outbox.add(delivery_of(view, url))
 
 
-def delivery_of(view: Mapping[str, Any], url: str) -> Delivery:
+def delivery_of(view: Mapping[str, Any], url: str, *, next_at: float | None = None) -> Delivery:
     """The message that tells of a run's end. Its id names that end: one after a resume is another message."""
     at = float(view["finished_at"])
     return Delivery(
-        id=f"msg_{view['id']}_{int(at * 1000):x}", run_id=view["id"], url=url, payload=payload(view), next_at=at
+        id=f"msg_{view['id']}_{int(at * 1000):x}",
+        run_id=view["id"],
+        url=url,
+        payload=payload(view),
+        next_at=at if next_at is None else next_at,
     )

@@ -6,7 +6,6 @@ decode both here. Unknown fields are ignored, since later releases may add some;
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -72,7 +71,7 @@ def encode_event(event: Event) -> bytes:
         return orjson.dumps(raw, option=orjson.OPT_SERIALIZE_NUMPY)
     except TypeError:
         # A value that is almost JSON (an integer over 64 bits, a key that is no text): kept as well as JSON can.
-        return json.dumps(raw, default=str, allow_nan=False).encode()
+        return orjson.dumps(_plain(raw))
 
 
 def encode_fact(fact: StoreFact) -> bytes:
@@ -118,6 +117,16 @@ def decode_record(data: bytes) -> Record:
     raise FormatVersionUnsupported(
         f"the log holds a fact {name!r} that this release does not know: it was written by a later one"
     )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(child) for key, child in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(child) for child in value]
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value if -(2**63) <= value < 2**64 else str(value)
+    return value if value is None or isinstance(value, (str, float, bool)) else str(value)
 
 
 def _known(cls: Any, raw: Mapping[str, Any]) -> dict[str, Any]:

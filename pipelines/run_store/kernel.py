@@ -1,0 +1,485 @@
+"""The kernel of a run store: inputs become facts, facts become durable, and only then things happen or are shown.
+
+Decisions are the engine's (`pipelines.engine`) and the memory's (`memory.py`); this module is the asyncio shell between
+them, the durable log and the executor. All time comes from its clock and its event loop.
+
+Rule 1: facts are appended in the order of the decisions. Rule 2: a decision's commands run, and callers learn of it,
+only after its append is durable. Rule 3: once an append fails for good (fenced, corrupt) nothing is done or shown any
+more and `on_fatal` ends the process: memory is ahead of the log by then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+import orjson
+
+from cluster.clock import Clock, IdSource
+from cluster.config.models import BreakerConfig
+from cluster.errors import (
+    CorruptObject,
+    FormatVersionUnsupported,
+    HeadraceError,
+    InternalError,
+    StorageError,
+    StorageUnavailable,
+    Unavailable,
+)
+from cluster.log import DurableLog, LogOptions, Recovered
+from cluster.names import run_id
+from cluster.storage import BlobRef, BlobStore, Bucket
+from pipelines.engine import CancelAttempt, Command, Decision, FetchValue, StartAttempt
+from pipelines.engine.core import EngineLimits
+from pipelines.engine.engine import Engine
+from pipelines.engine.events import Event
+from pipelines.executor.port import Attempt, Executor, Outcome
+from pipelines.run_store.archive import Archive
+from pipelines.run_store.attempts import Attempts
+from pipelines.run_store.memory import Entry, Memory
+from pipelines.run_store.records import HostBreakerMoved, StoreFact, decode_record, encode_event, encode_fact
+from pipelines.run_store.settings import StoreSettings
+
+__all__ = ["Kernel", "NoMetrics", "StoreMetrics"]
+
+SNAPSHOT_FORMAT = 1
+_SNAPSHOT = struct.Struct("<4sIQ")
+_MAGIC = b"HRRS"
+_NOT_THE_HOSTS_FAULT = frozenset({"http_refused", "cancelled", "invalid_input", "forbidden", "too_large"})
+_FETCH_TRIES = 8
+
+
+class StoreMetrics(Protocol):
+    """What the run store counts; the actor's implementation exports it."""
+
+    def run_ended(self, workflow: str, state: str) -> None: ...
+
+    def attempt_ended(self, attempt: Attempt, outcome: Outcome) -> None: ...
+
+    def appended(self, seconds: float) -> None: ...
+
+    def webhook_tried(self, outcome: str) -> None: ...
+
+
+class NoMetrics:
+    """Counts nothing."""
+
+    def run_ended(self, workflow: str, state: str) -> None: ...
+
+    def attempt_ended(self, attempt: Attempt, outcome: Outcome) -> None: ...
+
+    def appended(self, seconds: float) -> None: ...
+
+    def webhook_tried(self, outcome: str) -> None: ...
+
+
+class Kernel:
+    """One shard's engine, memory, log and attempts. `start` recovers; `stop` ends without telling anybody."""
+
+    def __init__(
+        self,
+        *,
+        shard: int,
+        bucket: Bucket,
+        executor: Executor,
+        clock: Clock,
+        ids: IdSource,
+        random: Callable[[], float],
+        settings: StoreSettings,
+        engine_limits: EngineLimits,
+        breaker: BreakerConfig | None = None,
+        log_options: LogOptions | None = None,
+        metrics: StoreMetrics | None = None,
+        on_fatal: Callable[[BaseException], None] | None = None,
+    ) -> None:
+        self.shard = shard
+        self.bucket = bucket
+        self.clock = clock
+        self.ids = ids
+        self.random = random
+        self.settings = settings
+        self.metrics: StoreMetrics = metrics or NoMetrics()
+        self.prefix = f"runs/{shard}"
+        self.blobs = BlobStore(bucket)
+        self.engine = Engine(ids=lambda: run_id(shard, ids.ulid()), random=random, limits=engine_limits)
+        self.memory = Memory(archive=Archive(bucket=bucket, prefix=self.prefix, ids=ids), breaker=breaker)
+        self.attempts = Attempts(executor=executor, report=self._attempt_ended)
+        self.finished: dict[str, float] = {}
+        """Ended runs in memory, with the (monotonic) time at which that became durable, oldest first."""
+        self.failed: BaseException | None = None
+        self.records_since_snapshot = 0
+        self.recovered_runs = 0
+        self.changed = asyncio.Event()
+        """Set whenever something became durable; housekeeping clears it."""
+        self._log: DurableLog | None = None
+        self._log_options = log_options
+        self._on_fatal = on_fatal
+        self._last: asyncio.Future[int] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = float("inf")
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._started_at: dict[int, float] = {}
+        self._stopped = False
+
+    @property
+    def log(self) -> DurableLog:
+        """The owned log. Raises `Unavailable` before `start` has opened it."""
+        if self._log is None:
+            raise Unavailable("the run store is still reading its log: try again in a moment", retry_after_s=1)
+        return self._log
+
+    # ---- start and stop ----
+
+    async def start(self) -> None:
+        """Own the log, read it back, and go on with every run that has not ended.
+
+        Raises what opening the log raises; then nothing has been changed in memory that matters: make a new kernel.
+        """
+        options = self._log_options or LogOptions(pending_bytes=1 << 40)
+        log, recovered = await DurableLog.open(
+            self.bucket, self.prefix, clock=self.clock, ids=self.ids, options=options
+        )
+        self._log = log
+        self._restore(recovered)
+        for entry in self.memory.entries.values():
+            entry.history.shown = entry.history.last
+        self.recovered_runs = len(self.engine)
+        self.spawn(self._watch_log())
+        now = self.clock.now()
+        decisions = [self.engine.recover(now)]
+        decisions += [self.engine.breaker(f"host:{host}", "open", now=now) for host in self.memory.hosts.shown()]
+        for decision in decisions:
+            self.commit(decision)
+
+    async def stop(self) -> None:
+        """End all work at once, reporting and writing nothing more."""
+        self._halt()
+        await self.attempts.stop()
+        tasks = [task for task in self._tasks if task is not asyncio.current_task()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._log is not None:
+            await self._log.close(timeout_s=2.0)
+
+    def check_open(self) -> None:
+        """Raises `Unavailable` when this process may not answer any more."""
+        if self.failed is not None or self._stopped:
+            why = f": {self.failed}" if self.failed is not None else ""
+            raise Unavailable(f"this run store has stopped{why}", retry_after_s=2)
+        _ = self.log
+
+    def spawn(self, work: Any) -> None:
+        """Run a coroutine for as long as the kernel lives; a defect in it is fatal, not silent."""
+        task: asyncio.Task[None] = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._task_ended)
+
+    # ---- decisions ----
+
+    def commit(
+        self, decision: Decision, facts: Sequence[StoreFact] = (), *, linger_s: float = 0.0
+    ) -> asyncio.Future[int] | None:
+        """Append a decision's facts (and the store's own); its commands run when they are durable.
+
+        Returns the append's future; None when there was nothing to append (commands have run already).
+        """
+        memory = self.memory
+        records: list[bytes] = []
+        touched: dict[str, Entry] = {}
+        for event in decision.events:
+            records.append(encode_event(event))
+            entry = memory.ingest(event)
+            if entry is not None:
+                touched[entry.id] = entry
+        for fact in facts:
+            records.append(encode_fact(fact))
+            memory.apply(fact)
+        commands = decision.commands
+        for command in commands:
+            if type(command) is CancelAttempt:
+                self.attempts.refuse(command)
+        if not records:
+            self._perform(commands)
+            self._plan_timer()
+            return None
+        self.records_since_snapshot += len(records)
+        try:
+            future = self.log.enqueue(records, linger_s=linger_s)
+        except StorageError as error:
+            self.fatal(error)
+            raise
+        shown = [(entry, entry.history.last) for entry in touched.values()]
+        for entry, _ in shown:
+            entry.last = future
+        self._last = future
+        began = self.clock.monotonic()
+        future.add_done_callback(lambda done: self._durable(done, shown, commands, began))
+        self._plan_timer()
+        return future
+
+    def decide(
+        self, decision: Callable[[], Decision], facts: Sequence[StoreFact] = (), *, linger_s: float = 0.0
+    ) -> asyncio.Future[int] | None:
+        """Ask the engine and commit. What the caller did wrong is raised; a defect in the engine is fatal."""
+        try:
+            made = decision()
+        except HeadraceError as error:
+            if error.status >= 500 and not error.retryable:
+                self.fatal(error)
+            raise
+        except Exception as error:
+            self.fatal(error)
+            raise InternalError(f"a defect in the workflow engine: {type(error).__name__}: {error}") from error
+        return self.commit(made, facts, linger_s=linger_s)
+
+    async def wait(self, future: asyncio.Future[int] | None, *, timeout_s: float) -> None:
+        """Wait until an append is durable. Raises `StorageUnavailable` with the bucket's trouble after `timeout_s`."""
+        if future is None or future.done():
+            if future is not None:
+                future.result()
+            return
+        try:
+            async with asyncio.timeout(timeout_s):
+                await asyncio.shield(future)
+        except TimeoutError:
+            trouble = self.log.trouble
+            why = f": {trouble.message}" if trouble is not None else ""
+            raise StorageUnavailable(
+                f"not recorded within {timeout_s:g} s{why}. It may be recorded later: ask again, or repeat the call "
+                "with the same Idempotency-Key",
+                retry_after_s=5,
+            ) from None
+
+    async def wait_all(self, *, timeout_s: float) -> None:
+        """Wait until everything decided so far is durable."""
+        await self.wait(self._last, timeout_s=timeout_s)
+
+    def breaker(self, key: str, state: str, *, probes: int = 1) -> None:
+        """Tell the engine what a circuit breaker says."""
+        self.decide(lambda: self.engine.breaker(key, state, now=self.clock.now(), probes=probes))
+
+    def fatal(self, error: BaseException) -> None:
+        """Nothing more may be done or shown by this process."""
+        if self.failed is not None or self._stopped:
+            return
+        self.failed = error
+        self._halt()
+        stopping = asyncio.get_running_loop().create_task(self.attempts.stop())
+        self._tasks.add(stopping)
+        if self._on_fatal is not None:
+            self._on_fatal(error)
+
+    # ---- snapshots ----
+
+    def snapshot_bytes(self) -> bytes:
+        """The whole state after everything decided so far."""
+        engine = self.engine.dump()
+        store = orjson.dumps(self.memory.to_state())
+        return _SNAPSHOT.pack(_MAGIC, SNAPSHOT_FORMAT, len(engine)) + engine + store
+
+    def _restore(self, recovered: Recovered) -> None:
+        if recovered.snapshot is not None:
+            engine, store = split_snapshot(recovered.snapshot)
+            self.engine.load(engine)
+            self.memory.restore(orjson.loads(store))
+        self.engine.replay(self._ingested(recovered.records))
+        self.records_since_snapshot = len(recovered.records)
+
+    def _ingested(self, records: Iterable[bytes]) -> Iterable[Event]:
+        memory = self.memory
+        for data in records:
+            record = decode_record(data)
+            if isinstance(record, StoreFact):
+                memory.apply(record)
+            else:
+                memory.ingest(record)
+                yield record
+
+    # ---- after durability ----
+
+    def _durable(
+        self,
+        future: asyncio.Future[int],
+        shown: Sequence[tuple[Entry, int]],
+        commands: Sequence[Command],
+        began: float,
+    ) -> None:
+        if self._stopped:
+            if not future.cancelled():
+                future.exception()
+            return
+        error = asyncio.CancelledError() if future.cancelled() else future.exception()
+        if error is not None:
+            self.fatal(error)
+            return
+        self.metrics.appended(self.clock.monotonic() - began)
+        for entry, number in shown:
+            entry.history.shown = max(entry.history.shown, number)
+            if entry.waiters:
+                for waiter in entry.waiters:
+                    if not waiter.done():
+                        waiter.set_result(None)
+                entry.waiters.clear()
+        try:
+            self._perform(commands)
+        except Exception as defect:
+            self.fatal(defect)
+        self.changed.set()
+
+    def _perform(self, commands: Sequence[Command]) -> None:
+        for command in commands:
+            if isinstance(command, StartAttempt):
+                attempt = command.attempt
+                if attempt.type == "http_request":
+                    self._started_at[attempt.fence] = self.clock.now()
+                self.attempts.start(command)
+            elif isinstance(command, CancelAttempt):
+                self.attempts.cancel(command)
+            elif isinstance(command, FetchValue):
+                self.spawn(self._fetch(command))
+            else:
+                self._ended(command.run_id, command.state)
+
+    def _ended(self, run: str, state: str) -> None:
+        entry = self.memory.entries.get(run)
+        if entry is not None:
+            self.finished[run] = self.clock.monotonic()
+            self.metrics.run_ended(entry.workflow, state)
+
+    def _attempt_ended(self, attempt: Attempt, outcome: Outcome) -> None:
+        if self._stopped:
+            return
+        self.metrics.attempt_ended(attempt, outcome)
+        now = self.clock.now()
+        facts, moved = self._host_result(attempt, outcome, now) if attempt.type == "http_request" else ([], None)
+        self.decide(
+            lambda: self.engine.attempt_finished(
+                attempt.run_id, attempt.step_id, attempt.item, attempt.fence, outcome, now=now
+            ),
+            facts,
+            linger_s=self.settings.step_linger_s,
+        )
+        if moved is not None:
+            self.breaker(*moved)
+
+    def _host_result(
+        self, attempt: Attempt, outcome: Outcome, now: float
+    ) -> tuple[list[StoreFact], tuple[str, str] | None]:
+        host = urlsplit(str(attempt.request.get("url") or "")).netloc
+        started_at = self._started_at.pop(attempt.fence, now)
+        if not host or outcome.status == "cancelled":
+            return [], None
+        error = outcome.error or {}
+        status = (error.get("details") or {}).get("status")
+        ok = outcome.status == "success" or error.get("code") in _NOT_THE_HOSTS_FAULT or status == 429
+        state = self.memory.hosts.result(host, ok=ok, started_at=started_at, at=now)
+        if state is None:
+            return [], None
+        return [HostBreakerMoved(host=host, state=self.memory.hosts.state_of(host))], (f"host:{host}", state)
+
+    async def _fetch(self, command: FetchValue) -> None:
+        reference = BlobRef.parse(command.reference)
+        assert reference is not None
+        value: Any = None
+        failure: dict[str, Any] | None = None
+        for attempt in range(_FETCH_TRIES):
+            try:
+                value, failure = await self.blobs.get_json(reference), None
+                break
+            except StorageUnavailable as error:
+                failure = error.to_dict()
+                await asyncio.sleep(min(0.1 * 2**attempt, 5.0))
+            except (HeadraceError, orjson.JSONDecodeError) as error:
+                known = error if isinstance(error, HeadraceError) else CorruptObject(f"{reference.key} is not JSON")
+                failure = known.to_dict()
+                break
+        self.decide(
+            lambda: self.engine.value_fetched(command.sha256, value, now=self.clock.now(), error=failure),
+            linger_s=self.settings.step_linger_s,
+        )
+
+    # ---- time ----
+
+    def _plan_timer(self) -> None:
+        due = self.engine.next_timer()
+        hosts = self.memory.hosts.next_due()
+        if hosts is not None and (due is None or hosts < due):
+            due = hosts
+        if due is None or self._stopped or due == self._timer_at:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = due
+        delay = max(0.001, due - self.clock.now())
+        self._timer = asyncio.get_running_loop().call_later(delay, self._tick)
+
+    def _tick(self) -> None:
+        self._timer, self._timer_at = None, float("inf")
+        if self._stopped:
+            return
+        now = self.clock.now()
+        for host in self.memory.hosts.tick(now):
+            self.breaker(f"host:{host}", "half_open", probes=self.memory.hosts.probes)
+        self.decide(lambda: self.engine.tick(now), linger_s=self.settings.step_linger_s)
+
+    # ---- ends ----
+
+    def _halt(self) -> None:
+        self._stopped = True
+        if self._timer is not None:
+            self._timer.cancel()
+        for entry in self.memory.entries.values():
+            for waiter in entry.waiters:
+                if not waiter.done():
+                    waiter.set_exception(Unavailable("this run store has stopped", retry_after_s=2))
+            entry.waiters.clear()
+
+    async def _watch_log(self) -> None:
+        """Notice a newer owner even while nothing is written."""
+        log = self.log
+        stopped = asyncio.ensure_future(log.wait_stopped())
+        try:
+            while True:
+                done, _ = await asyncio.wait([stopped], timeout=self.settings.watch_owner_s)
+                if done:
+                    self.fatal(stopped.result())
+                    return
+                try:
+                    await log.check_owner()
+                except StorageUnavailable:
+                    continue
+                except StorageError as error:
+                    self.fatal(error)
+                    return
+        finally:
+            stopped.cancel()
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.fatal(error)
+
+
+def split_snapshot(data: bytes) -> tuple[bytes, bytes]:
+    """The engine's part and the store's part of a snapshot.
+
+    Raises:
+        FormatVersionUnsupported: another release's format.
+        CorruptObject: not a run store's snapshot.
+    """
+    if len(data) < _SNAPSHOT.size:
+        raise CorruptObject("a snapshot of a run store is cut short")
+    magic, version, length = _SNAPSHOT.unpack_from(data)
+    if magic != _MAGIC:
+        raise CorruptObject("a snapshot was not written by a run store")
+    if version != SNAPSHOT_FORMAT:
+        raise FormatVersionUnsupported(
+            f"a snapshot has format {version}; this release reads format {SNAPSHOT_FORMAT}",
+            details={"found": version, "supported": SNAPSHOT_FORMAT},
+        )
+    start = _SNAPSHOT.size
+    return data[start : start + length], data[start + length :]

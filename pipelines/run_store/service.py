@@ -1,0 +1,569 @@
+"""The run store of one shard, as its callers see it: submit, look, follow, cancel, resume, register.
+
+Every answer is about committed facts only. Takes everything it needs by constructor, knows no Ray and no HTTP; the
+machinery is in `kernel.py`, what happens on the side in `housekeeping.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any
+
+import orjson
+
+from cluster.clock import Clock, IdSource
+from cluster.config.models import BreakerConfig
+from cluster.errors import (
+    Conflict,
+    InvalidInput,
+    NotFound,
+    Overloaded,
+    StorageUnavailable,
+    TooLarge,
+)
+from cluster.log import LogOptions
+from cluster.names import run_id as make_run_id
+from cluster.names import shard_of_run
+from cluster.storage import Bucket
+from pipelines.engine import Decision
+from pipelines.engine.core import EngineLimits
+from pipelines.engine.plan import compile_plan, definition_digest, spec_to_dict
+from pipelines.executor.port import Executor
+from pipelines.run_store.history import History
+from pipelines.run_store.housekeeping import ENDED, Archiver, WebhookPump
+from pipelines.run_store.idempotency import fingerprint
+from pipelines.run_store.kernel import Kernel, StoreMetrics
+from pipelines.run_store.memory import Entry, delivery_of
+from pipelines.run_store.outbound import OutboundPolicy
+from pipelines.run_store.records import WebhookQueued
+from pipelines.run_store.registration import Definition, read_definition
+from pipelines.run_store.runids import created_ms, order_key, ulid_floor
+from pipelines.run_store.settings import StoreSettings
+from pipelines.run_store.webhooks import HttpSender, WebhookSigner
+from pipelines.spec.check import Known
+
+__all__ = ["RunStore"]
+
+TROUBLE_GRACE_S = 2.0
+PAGE = 1000
+
+
+class RunStore:
+    """One shard. `start` recovers from the bucket; all other methods belong to the same event loop."""
+
+    def __init__(
+        self,
+        *,
+        shard: int,
+        bucket: Bucket,
+        executor: Executor,
+        clock: Clock,
+        ids: IdSource,
+        random: Callable[[], float],
+        sender: HttpSender,
+        signer: WebhookSigner,
+        webhook_policy: OutboundPolicy,
+        settings: StoreSettings | None = None,
+        engine_limits: EngineLimits | None = None,
+        known: Known | None = None,
+        breaker: BreakerConfig | None = None,
+        log_options: LogOptions | None = None,
+        metrics: StoreMetrics | None = None,
+        on_fatal: Callable[[BaseException], None] | None = None,
+    ) -> None:
+        self.settings = settings or StoreSettings()
+        self.kernel = Kernel(
+            shard=shard,
+            bucket=bucket,
+            executor=executor,
+            clock=clock,
+            ids=ids,
+            random=random,
+            settings=self.settings,
+            engine_limits=engine_limits or EngineLimits(),
+            breaker=breaker,
+            log_options=log_options,
+            metrics=metrics,
+            on_fatal=on_fatal,
+        )
+        self.archiver = Archiver(kernel=self.kernel)
+        self.webhooks = WebhookPump(kernel=self.kernel, sender=sender, signer=signer)
+        self.known = known or Known()
+        self._executor = executor
+        self._sender = sender
+        self._policy = webhook_policy
+        self._trouble_since: float | None = None
+
+    # ---- life ----
+
+    async def start(self) -> None:
+        """Recover and go on. Raises what opening the log raises."""
+        await self.kernel.start()
+        self.kernel.spawn(self.archiver.run())
+        self.kernel.spawn(self.webhooks.run())
+
+    async def close(self) -> None:
+        """Stop at once. What was not durable was not acknowledged; what was is found at the next start."""
+        await self.kernel.stop()
+        await self._executor.close()
+        await self._sender.close()
+
+    def set_breaker(self, key: str, state: str, *, probes: int = 1) -> None:
+        """What the control plane's breakers say of `model:NAME`: open, half_open or closed."""
+        self.kernel.check_open()
+        self.kernel.breaker(key, state, probes=probes)
+
+    # ---- submit ----
+
+    async def submit(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Start a run; returns when it is durable. See `RunsGateway.submit` for the request.
+
+        Raises:
+            NotFound, InvalidInput, TooLarge, Forbidden: the request can never work.
+            Unprocessable, Conflict: the idempotency key says no.
+            Overloaded: too many runs wait. StorageUnavailable: the bucket does not answer.
+        """
+        kernel = self.kernel
+        kernel.check_open()
+        run_id = self._own_id(request.get("run_id"))
+        known = await self._known_run(run_id)
+        if known is not None:
+            return {**known, "created": False}
+        self._check_accepting()
+        now = kernel.clock.now()
+        meta: dict[str, Any] = {}
+        if request.get("caller"):
+            meta["caller"] = request["caller"]
+        key = self._scoped_key(request)
+        keys = kernel.memory.keys
+        body = ""
+        if key is not None:
+            body = fingerprint(request)
+            earlier = keys.check(key, body, now=now)
+            if earlier is not None:
+                return {**await self.get(earlier), "created": False}
+            meta["key"], meta["body"] = key, body
+        url = (request.get("webhook") or {}).get("url")
+        if url:
+            self._policy.check_url(url)
+            meta["webhook"] = {"url": url}
+        if key is not None:
+            keys.begin(key, body)
+        try:
+            value = await self._spilled(request.get("input"))
+            future = kernel.decide(
+                lambda: kernel.engine.submit(
+                    str(request["workflow"]),
+                    value,
+                    run_id=run_id,
+                    now=kernel.clock.now(),
+                    digest=request.get("version"),
+                    priority=request.get("priority"),
+                    seed=request.get("seed"),
+                    meta=meta or None,
+                ),
+                linger_s=self.settings.submit_linger_s,
+            )
+        except BaseException:
+            if key is not None:
+                keys.settle(key)
+            raise
+        if key is not None and future is not None:
+            settled = key
+            future.add_done_callback(lambda _: keys.settle(settled))
+        view = kernel.engine.summary(run_id)
+        await kernel.wait(future, timeout_s=self.settings.durable_timeout_s)
+        return {**view, "created": True}
+
+    # ---- look ----
+
+    async def get(self, run_id: str) -> dict[str, Any]:
+        """One run with its steps. Raises `NotFound`."""
+        kernel = self.kernel
+        kernel.check_open()
+        if run_id in kernel.engine:
+            view = kernel.engine.view(run_id)
+            entry = kernel.memory.entries[run_id]
+            await kernel.wait(entry.last, timeout_s=self.settings.read_timeout_s)
+        else:
+            view = kernel.engine.view_of_record(await self._archived(run_id))
+        return self._finish_view(view)
+
+    async def list_runs(self, query: Mapping[str, Any]) -> dict[str, Any]:
+        """Runs, newest first: `{workflow?, state?, since?, limit, cursor?}` → `{runs, next_cursor}`."""
+        kernel = self.kernel
+        kernel.check_open()
+        limit = max(1, min(int(query.get("limit") or 50), PAGE))
+        cursor = _cursor(query.get("cursor"))
+        since = ulid_floor(max(0, int(float(query["since"]) * 1000))) if query.get("since") is not None else ""
+        states = query.get("state")
+        wanted = {states} if isinstance(states, str) else set(states or ())
+        workflow = query.get("workflow")
+        rows: list[dict[str, Any]] = []
+        await kernel.wait_all(timeout_s=self.settings.read_timeout_s)
+        async for row in self._rows(cursor, since):
+            if (workflow is None or row["workflow"] == workflow) and (not wanted or row["state"] in wanted):
+                rows.append(row)
+                if len(rows) > limit:
+                    break
+        more = len(rows) > limit
+        rows = rows[:limit]
+        await kernel.wait_all(timeout_s=self.settings.read_timeout_s)
+        return {"runs": rows, "next_cursor": order_key(rows[-1]["id"]) if more else None}
+
+    async def events(self, run_id: str, after: int, wait_s: float) -> dict[str, Any]:
+        """Committed events with id > `after`; waits up to `wait_s` for the first. `done`: no more will come."""
+        kernel = self.kernel
+        kernel.check_open()
+        entry = kernel.memory.entries.get(run_id)
+        if entry is None:
+            history = History.from_state((await self._archived(run_id)).get("history") or [1, ""])
+            return _page(history, after, ended=True)
+        page = self._live_page(entry, after)
+        if page["events"] or page["done"] or wait_s <= 0:
+            return page
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        entry.waiters.append(waiter)
+        try:
+            async with asyncio.timeout(min(wait_s, self.settings.max_wait_s)):
+                await waiter
+        except TimeoutError:
+            pass
+        finally:
+            if not waiter.done():
+                waiter.cancel()
+            if waiter in entry.waiters:
+                entry.waiters.remove(waiter)
+        return self._live_page(entry, after)
+
+    async def logs(self, run_id: str, step_id: str = "*") -> dict[str, Any]:
+        """Blob references of what a step (`*`: every step) printed. Raises `NotFound`."""
+        view = await self.get(run_id)
+        steps = [step for step in view["steps"] if step_id in ("*", step["id"])]
+        if not steps:
+            known = ", ".join(step["id"] for step in view["steps"])
+            raise NotFound(f"the run {run_id} has no step {step_id!r} (it has: {known})")
+        return {
+            "attempts": [
+                {"step": step["id"], "item": None, "attempt": step.get("attempts", 0), "log": step.get("log")}
+                for step in steps
+                if step.get("log") is not None or step_id != "*"
+            ]
+        }
+
+    # ---- change ----
+
+    async def cancel(self, run_id: str, reason: str | None = None) -> dict[str, Any]:
+        """Stop a run. Once this returns no step of it starts any more. One that has ended stays as it is."""
+        kernel = self.kernel
+        kernel.check_open()
+        if run_id not in kernel.engine:
+            return await self.get(run_id)
+        self._check_accepting()
+        future = kernel.decide(
+            lambda: kernel.engine.cancel(run_id, now=kernel.clock.now(), reason=reason or "cancelled by request")
+        )
+        await kernel.wait(future, timeout_s=self.settings.durable_timeout_s)
+        return await self.get(run_id)
+
+    async def signal(self, run_id: str, step_id: str, payload: Any) -> dict[str, Any]:
+        """Answer an approval step."""
+        kernel = self.kernel
+        kernel.check_open()
+        if run_id not in kernel.engine:
+            view = await self.get(run_id)
+            raise Conflict(f"run {run_id} is {view['state']}: nothing in it waits for a signal")
+        if payload is not None and not isinstance(payload, Mapping):
+            raise InvalidInput('a signal is a JSON object such as {"approved": true, "comment": "fine"}')
+        self._check_accepting()
+        future = kernel.decide(lambda: kernel.engine.signal(run_id, step_id, payload, now=kernel.clock.now()))
+        await kernel.wait(future, timeout_s=self.settings.durable_timeout_s)
+        return await self.get(run_id)
+
+    async def resume(self, run_id: str, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Go on from the last committed steps: `{workflow?, files?, bundle?, digest?, confirm?}`.
+
+        With an edited definition and no `confirm` only the plan is returned: which steps stay valid, and why others do
+        not. Raises `Conflict` for a run that has not failed or been cancelled.
+        """
+        kernel = self.kernel
+        kernel.check_open()
+        self._check_accepting()
+        if run_id not in kernel.engine:
+            await self._restore(run_id)
+        engine = kernel.engine
+        digest: str | None = request.get("digest")
+        edited = request.get("workflow") is not None
+        if edited:
+            plan_now = engine.plan(engine.view(run_id)["digest"])
+            inherit = Definition(spec=plan_now.spec, bundle=plan_now.bundle, scripts=plan_now.scripts)
+            definition = await read_definition(request, blobs=kernel.blobs, known=self.known, inherit=inherit)
+            raw = spec_to_dict(definition.spec)
+            digest = definition_digest(raw, definition.bundle, definition.scripts)
+            plan = compile_plan(raw, digest=digest, bundle=definition.bundle, scripts=definition.scripts)
+            planned = engine.plan_resume(run_id, plan=plan).to_dict()
+        else:
+            planned = engine.plan_resume(run_id, digest).to_dict()
+        if (edited or digest is not None) and not request.get("confirm"):
+            return {"id": run_id, "confirmed": False, "plan": planned}
+        if edited:
+            kernel.decide(
+                lambda: engine.register(
+                    definition.spec,
+                    now=kernel.clock.now(),
+                    bundle=definition.bundle,
+                    scripts=definition.scripts,
+                )
+            )
+        kernel.finished.pop(run_id, None)
+        future = kernel.decide(lambda: engine.resume(run_id, now=kernel.clock.now(), digest=digest))
+        await kernel.wait(future, timeout_s=self.settings.durable_timeout_s)
+        return {**await self.get(run_id), "confirmed": True, "plan": planned}
+
+    async def replay_webhook(self, run_id: str) -> dict[str, Any]:
+        """Send the message of a run's end again, with the same id. Raises `Conflict` when there is none."""
+        view = await self.get(run_id)
+        url = (view.get("webhook") or {}).get("url")
+        if not url:
+            raise Conflict(f"run {run_id} was submitted without a webhook")
+        if view["state"] not in ENDED:
+            raise Conflict(f"run {run_id} is {view['state']}: its webhook is sent when it ends")
+        self._policy.check_url(url)
+        delivery = delivery_of(view, url, next_at=self.kernel.clock.now())
+        future = self.kernel.decide(_nothing, [WebhookQueued(delivery=delivery)])
+        await self.kernel.wait(future, timeout_s=self.settings.durable_timeout_s)
+        self.webhooks.wake()
+        return {"id": run_id, "webhook": self._webhook(view)}
+
+    # ---- workflows ----
+
+    async def register(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Make a definition the newest of its name. See `read_definition` for the request."""
+        kernel = self.kernel
+        kernel.check_open()
+        self._check_accepting()
+        definition = await read_definition(request, blobs=kernel.blobs, known=self.known)
+        digest: list[str | None] = []
+
+        def decide() -> Any:
+            decision = kernel.engine.register(
+                definition.spec, now=kernel.clock.now(), bundle=definition.bundle, scripts=definition.scripts
+            )
+            digest.append(decision.digest)
+            return decision
+
+        future = kernel.decide(decide)
+        await kernel.wait(future, timeout_s=self.settings.durable_timeout_s)
+        return {"name": definition.spec.name, "digest": digest[0], "created": future is not None}
+
+    async def workflows(self) -> list[dict[str, Any]]:
+        """The newest definition of every workflow, in short."""
+        self.kernel.check_open()
+        await self.kernel.wait_all(timeout_s=self.settings.read_timeout_s)
+        return [_workflow(plan) for _, plan in sorted(self.kernel.engine.workflows.items())]
+
+    async def workflow(self, name: str) -> dict[str, Any]:
+        """One workflow with its definition. Raises `NotFound`."""
+        self.kernel.check_open()
+        plan = self.kernel.engine.workflows.get(name)
+        if plan is None:
+            known = ", ".join(sorted(self.kernel.engine.workflows)) or "none"
+            raise NotFound(f"there is no workflow {name!r} (known: {known})")
+        return {**_workflow(plan), "definition": plan.raw}
+
+    def status(self) -> dict[str, Any]:
+        """For operators: counts, the log's state, what the bucket's trouble is."""
+        kernel = self.kernel
+        log = kernel.log
+        return {
+            "shard": kernel.shard,
+            "epoch": log.epoch,
+            "position": log.position,
+            "trouble": log.trouble.message if log.trouble is not None else None,
+            "segments_since_snapshot": log.segments_since_snapshot,
+            "segments": log.stats.segments,
+            "records": log.stats.records,
+            "archived": len(kernel.memory.archive),
+            "finished": len(kernel.finished),
+            "attempts": len(kernel.attempts),
+            "webhooks": len(kernel.memory.outbox),
+            "hosts": kernel.memory.hosts.shown(),
+            **kernel.engine.gauges(),
+        }
+
+    # ---- inside ----
+
+    def _own_id(self, given: Any) -> str:
+        kernel = self.kernel
+        if given is None:
+            return make_run_id(kernel.shard, kernel.ids.ulid())
+        identifier = str(given)
+        if shard_of_run(identifier) != kernel.shard:
+            raise InvalidInput(f"{identifier!r} is not a run id of shard {kernel.shard}")
+        try:
+            created_ms(order_key(identifier))
+        except ValueError as error:
+            raise InvalidInput(f"{identifier!r} is not a run id: {error}") from None
+        return identifier
+
+    async def _known_run(self, run_id: str) -> dict[str, Any] | None:
+        """The run with this id, when the same submit came before (its answer was lost on the way)."""
+        kernel = self.kernel
+        if run_id in kernel.engine:
+            summary = kernel.engine.summary(run_id)
+            await kernel.wait(kernel.memory.entries[run_id].last, timeout_s=self.settings.durable_timeout_s)
+            return summary
+        record = await kernel.memory.archive.find(run_id)
+        return None if record is None else dict(kernel.engine.view_of_record(orjson.loads(record)))
+
+    def _check_accepting(self) -> None:
+        """Refuse what would only wait: the bucket has not answered for a while, or too many runs are open."""
+        kernel = self.kernel
+        trouble = kernel.log.trouble
+        now = kernel.clock.monotonic()
+        if trouble is None:
+            self._trouble_since = None
+        elif self._trouble_since is None:
+            self._trouble_since = now
+        elif now - self._trouble_since > TROUBLE_GRACE_S:
+            raise StorageUnavailable(
+                f"the bucket does not take writes ({trouble.message}); runs are kept and go on when it does",
+                retry_after_s=5,
+            )
+        waiting = len(kernel.engine) - len(kernel.finished)
+        if waiting >= self.settings.max_queued_runs:
+            raise Overloaded(
+                f"{waiting} runs are open and limits.max_queued_runs is {self.settings.max_queued_runs}",
+                retry_after_s=10,
+            )
+
+    def _scoped_key(self, request: Mapping[str, Any]) -> str | None:
+        key = request.get("idempotency_key")
+        return f"{request.get('caller') or ''}:{key}" if key else None
+
+    async def _spilled(self, value: Any) -> Any:
+        """The input as it goes into the log: a large one is stored as a blob first."""
+        try:
+            data = orjson.dumps(value)
+        except (TypeError, ValueError) as error:
+            raise InvalidInput(f"the input is not JSON: {error}") from None
+        if len(data) > self.settings.max_input_bytes:
+            raise TooLarge(
+                f"the input has {len(data)} bytes, the limit is {self.settings.max_input_bytes}: send large values as "
+                "files"
+            )
+        if len(data) <= self.settings.spill_bytes or not isinstance(value, Mapping):
+            return value
+        # The engine checks declared inputs by name, so only the large values of a mapping are moved out.
+        out: dict[str, Any] = {}
+        for name, child in value.items():
+            part = orjson.dumps(child)
+            if len(part) > self.settings.spill_bytes // 4:
+                reference = await self.kernel.blobs.put(part, media_type="application/json", spilled=True)
+                out[name] = reference.to_json()
+            else:
+                out[name] = child
+        return out
+
+    async def _archived(self, run_id: str) -> dict[str, Any]:
+        record = await self.kernel.memory.archive.find(run_id)
+        if record is None:
+            raise NotFound(f"there is no run {run_id}")
+        found: dict[str, Any] = orjson.loads(record)
+        return found
+
+    async def _restore(self, run_id: str) -> None:
+        """Bring an archived run back into memory, and the nested runs that its steps point to."""
+        kernel = self.kernel
+        record = await self._archived(run_id)
+        if run_id in kernel.engine:
+            return
+        if record["state"] == "SUCCESS":
+            raise Conflict(f"run {run_id} is SUCCESS: only a FAILED or CANCELLED run can be resumed")
+        kernel.decide(lambda: kernel.engine.restore(record))
+        kernel.finished[run_id] = kernel.clock.monotonic()
+        for step in record["steps"].values():
+            child = (step.get("unit") or {}).get("child")
+            if child is not None and child not in kernel.engine:
+                try:
+                    await self._restore(child)
+                except (NotFound, Conflict):
+                    continue
+
+    def _live_page(self, entry: Entry, after: int) -> dict[str, Any]:
+        engine = self.kernel.engine
+        ended = entry.id not in engine or engine.run_state(entry.id) in ENDED
+        return _page(entry.history, after, ended=ended)
+
+    async def _rows(self, before: str | None, since: str) -> AsyncIterator[dict[str, Any]]:
+        """Summaries of runs in memory and in the archive, newest first; memory wins."""
+        kernel = self.kernel
+        live = [entry.id for entry in kernel.memory.newest(before=before, since=since)]
+        position = 0
+        async for archived in kernel.memory.archive.rows(before=before, since=since):
+            key = order_key(archived["id"])
+            while position < len(live) and order_key(live[position]) > key:
+                if live[position] in kernel.engine:
+                    yield kernel.engine.summary(live[position])
+                position += 1
+            if position < len(live) and order_key(live[position]) == key:
+                continue
+            yield archived
+        for run_id in live[position:]:
+            if run_id in kernel.engine:
+                yield kernel.engine.summary(run_id)
+
+    def _finish_view(self, view: dict[str, Any]) -> dict[str, Any]:
+        """The engine's view plus what the run store knows; what it attached for itself is not shown."""
+        meta = view.pop("meta", None) or {}
+        view["caller"] = meta.get("caller")
+        if meta.get("webhook"):
+            view["webhook"] = {"url": meta["webhook"]["url"]}
+            view["webhook"] = self._webhook(view)
+        return view
+
+    def _webhook(self, view: Mapping[str, Any]) -> dict[str, Any]:
+        url = view["webhook"]["url"]
+        delivery = self.kernel.memory.outbox.of_run(view["id"])
+        if delivery is None:
+            return {"url": url, "state": "delivered" if view["state"] in ENDED else "waiting"}
+        shown = {"url": url, "state": delivery.state, "attempts": delivery.attempts, "message_id": delivery.id}
+        if delivery.attempts:
+            shown.update(last_status=delivery.last_status, last_error=delivery.last_error, next_at=delivery.next_at)
+        return shown
+
+
+def _page(history: History, after: int, *, ended: bool) -> dict[str, Any]:
+    events = history.after(after, limit=PAGE)
+    last = events[-1]["id"] if events else max(after, history.shown)
+    page: dict[str, Any] = {"events": events, "done": ended and last >= history.last}
+    if after + 1 < history.first:
+        page["skipped_to"] = history.first
+    return page
+
+
+def _cursor(raw: Any) -> str | None:
+    if raw is None:
+        return None
+    try:
+        created_ms(str(raw))
+    except ValueError:
+        raise InvalidInput(f"cursor={raw!r} is not one that a list of runs gave") from None
+    return str(raw)
+
+
+def _nothing() -> Decision:
+    return Decision()
+
+
+def _workflow(plan: Any) -> dict[str, Any]:
+    spec = plan.spec
+    inputs = spec.inputs
+    return {
+        "name": plan.name,
+        "digest": plan.digest,
+        "description": spec.description,
+        "inputs": None if inputs is None else {name: value.model_dump(mode="json") for name, value in inputs.items()},
+        "steps": [{"id": step.id, "type": step.type} for step in spec.steps],
+    }

@@ -1,0 +1,42 @@
+"""Numbers that a run store works by. Times in seconds, sizes in bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cluster.config.models import Config
+
+__all__ = ["StoreSettings"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreSettings:
+    """`submit_linger_s` and `step_linger_s`: how long a submit, or a step's result, may wait for company in one bucket
+    write while the log is busy. `snapshot_every`: log segments between snapshots; `snapshot_records`: or that many
+    records. `archive_batch` finished runs are moved to the bucket together, at the latest `archive_after_s` after the
+    first of them ended. `durable_timeout_s`: how long a caller waits for durability before it is told to come again.
+    """
+
+    max_queued_runs: int = 100_000
+    max_input_bytes: int = 8 << 20
+    spill_bytes: int = 64 << 10
+    submit_linger_s: float = 0.01
+    step_linger_s: float = 0.005
+    snapshot_every: int = 2000
+    snapshot_records: int = 200_000
+    archive_batch: int = 1000
+    archive_after_s: float = 60.0
+    durable_timeout_s: float = 10.0
+    read_timeout_s: float = 5.0
+    max_wait_s: float = 60.0
+    webhook_parallel: int = 32
+    watch_owner_s: float = 5.0
+
+    @classmethod
+    def from_config(cls, config: Config) -> StoreSettings:
+        """The run store's part of an environment's configuration."""
+        return cls(
+            max_queued_runs=config.limits.max_queued_runs,
+            spill_bytes=config.state.blob_threshold_kb * 1024,
+            snapshot_every=config.state.snapshot_every,
+        )
