@@ -36,7 +36,7 @@ __all__ = [
 
 ENVIRONMENTS = ("dev", "staging", "prod")
 _PREFIX = "HEADRACE__"
-_VERSION_IN_PATH = re.compile(r"(?<![\w.])(\d+)\.(\d+)\.(\d+)(?![\w])")
+_VERSION_IN_PATH = re.compile(r"(?<=\.)(\d+)\.(\d+)\.(\d+)(?=\.|$)")
 
 
 @dataclass(frozen=True, slots=True)

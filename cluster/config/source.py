@@ -76,6 +76,10 @@ class _Builder:
         self.nodes += 1
         if self.nodes > MAX_NODES:
             raise _TooBig
+        standard = node.tag.startswith("tag:yaml.org,2002:") and "python" not in node.tag
+        if not standard:
+            self._problem(node, path, f"the tag {node.tag} is not supported", "write a plain value")
+            return Tree(None, mark)
         if isinstance(node, yaml.MappingNode):
             return Tree(self._mapping(node, path), mark)
         if isinstance(node, yaml.SequenceNode):
@@ -83,9 +87,6 @@ class _Builder:
             return Tree(items, mark)
         if not isinstance(node, yaml.ScalarNode):
             raise TypeError(f"unknown YAML node {type(node).__name__}")
-        if not node.tag.startswith("tag:yaml.org,2002:"):
-            self._problem(node, path, f"the tag {node.tag} is not supported", "write a plain value")
-            return Tree(None, mark)
         try:
             return Tree(_scalar_value(node), mark, bare=node.style is None)
         except (ValueError, yaml.YAMLError) as error:
