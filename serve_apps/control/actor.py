@@ -23,7 +23,7 @@ from serve_apps.table import RoutingTable
 
 __all__ = ["LOG_PREFIX", "ControlActor"]
 
-LOG_PREFIX = "control/"
+LOG_PREFIX = "control"
 _log = logging.getLogger(__name__)
 
 

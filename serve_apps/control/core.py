@@ -90,13 +90,13 @@ class Core:
         self._since_snapshot = 0
 
     async def wait_change(self, revision: int, timeout_s: float) -> bool:
-        """Until the table's revision differs from `revision`; False when `timeout_s` passed first."""
+        """Until the table is newer than `revision`; False when `timeout_s` passed first."""
 
         async def differs() -> None:
             async with self.changed:
-                await self.changed.wait_for(lambda: self.state.revision != revision)
+                await self.changed.wait_for(lambda: self.state.revision > revision)
 
-        if self.state.revision != revision:
+        if self.state.revision > revision:
             return True
         try:
             await asyncio.wait_for(differs(), timeout_s)

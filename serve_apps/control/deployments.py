@@ -11,6 +11,7 @@ from cluster.config.wire import from_wire
 from cluster.errors import Conflict, InvalidInput, NotFound
 from cluster.names import app_name
 from serve_apps.control import events as e
+from serve_apps.control.checks import MoveChecks
 from serve_apps.control.core import Core
 from serve_apps.control.payload import Payload
 from serve_apps.control.plan import Change, plan, semver, settings_of
@@ -23,8 +24,9 @@ __all__ = ["Deployments"]
 class Deployments:
     """Operations `models`, `model`, `plan`, `deploy`, `deployment`, `deployments`, `retire`, `traffic`."""
 
-    def __init__(self, core: Core):
+    def __init__(self, core: Core, *, checks: MoveChecks):
         self._core = core
+        self._checks = checks
 
     async def adopt(self, wire: Mapping[str, Any]) -> None:
         """Take over the environment's settings (not its models) when they differ from what is recorded."""
@@ -284,28 +286,39 @@ class Deployments:
             raise Conflict(f"{name} is used by {', '.join(users)}: change that first")
 
     async def traffic(self, payload: Payload) -> dict[str, Any]:
-        """Set a model's weights by hand. Versions that are not named get 0."""
+        """Set a model's weights by hand. Versions that are not named get 0.
+
+        A version that gets its first traffic is checked like a release's candidate, unless `force`.
+        """
         name = payload.text("model")
         given = {version: payload.number_in("weights", version) for version in payload.mapping("weights")}
+        model = self._check_weights(name, given)
+        heaviest = max(model.weights, key=lambda version: model.weights[version], default=None)
+        if not payload.flag("force"):
+            for version, weight in given.items():
+                if weight > 0 and model.weights.get(version, 0) <= 0:
+                    await self._checks.require(name, frm=heaviest, to=version)
         core = self._core
         async with core.lock:
-            model = core.model(name)
-            if core.state.release_of(name) is not None:
-                raise Conflict(f"{name}'s weights belong to the release in progress: promote it or roll it back first")
-            for version, weight in given.items():
-                if version not in model.versions:
-                    there = ", ".join(sorted(model.versions, key=semver))
-                    raise NotFound(f"{name} has no version {version!r}: {there}")
-                if not 0 <= weight <= 100:
-                    raise InvalidInput(f"a weight is 0 to 100, not {weight:g}")
-                serving = model.versions[version].serving
-                if weight > 0 and serving is None:
-                    raise Conflict(f"{name} {version} is not ready: traffic may only go to a version that is")
-            if sum(given.values()) <= 0:
-                raise InvalidInput("all weights are 0: no version would get a request")
+            model = self._check_weights(name, given)
             weights = {**dict.fromkeys(model.versions, 0.0), **given}
             await core.write(e.WeightsSet(at=core.now(), model=name, weights=weights, reason="set by hand"))
             return {"model": name, "weights": weights}
+
+    def _check_weights(self, name: str, given: Mapping[str, float]) -> ModelState:
+        model = self._core.model(name)
+        if self._core.state.release_of(name) is not None:
+            raise Conflict(f"{name}'s weights belong to the release in progress: promote it or roll it back first")
+        for version, weight in given.items():
+            if version not in model.versions:
+                raise NotFound(f"{name} has no version {version!r}: {', '.join(sorted(model.versions, key=semver))}")
+            if not 0 <= weight <= 100:
+                raise InvalidInput(f"a weight is 0 to 100, not {weight:g}")
+            if weight > 0 and model.versions[version].serving is None:
+                raise Conflict(f"{name} {version} is not ready: traffic may only go to a version that is")
+        if sum(given.values()) <= 0:
+            raise InvalidInput("all weights are 0: no version would get a request")
+        return model
 
 
 def content_of(config: dict[str, Any], instance: Instance, version: str) -> str:

@@ -93,7 +93,7 @@ class Prefetching:
         if model is None or version is None:
             return
         config = model_config(model).versions[version]
-        examples = [*config.warmup, *config.golden]
+        examples = [*({"inputs": item} for item in config.warmup), *config.golden]
         deadline = self._core.now() + _WARM_TIMEOUT_S
         requests = []
         if examples and isinstance(examples[0].get("inputs"), dict):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from typing import Any
 
@@ -14,11 +13,10 @@ from cluster.promotions import PromotionRecord, record_promotion
 from cluster.storage.port import Bucket
 from serve_apps.control import events as e
 from serve_apps.control.breaker import BreakerState
-from serve_apps.control.compat import incompatibilities
+from serve_apps.control.checks import GOLDEN_BACK_S, GOLDEN_S, MoveChecks
 from serve_apps.control.core import Core
 from serve_apps.control.decide import GUARDS, Decision, Looks, Progress, Seen, decide
 from serve_apps.control.deployments import content_of
-from serve_apps.control.golden import run_golden
 from serve_apps.control.observations import Observations
 from serve_apps.control.payload import Payload
 from serve_apps.control.plan import semver
@@ -30,19 +28,16 @@ from serve_apps.control.tables import model_config, model_target
 __all__ = ["Releases"]
 
 _log = logging.getLogger(__name__)
-_GOLDEN_S = 30.0
-_GOLDEN_BACK_S = 3.0
-"""A roll-back does not wait long for the stable version's golden requests."""
 
 
 class Releases:
     """Operations `release_start|status|promote|pause|resume|rollback|history` and `promotions`; `tick` every second."""
 
-    def __init__(self, core: Core, *, bucket: Bucket, observations: Observations):
+    def __init__(self, core: Core, *, bucket: Bucket, observations: Observations, checks: MoveChecks):
         self._core = core
+        self._checks = checks
         self._bucket = bucket
         self._seen = observations
-        self._decisions: dict[str, Decision] = {}
         self._recorded: set[str] = set()
 
     # ---- operators ----
@@ -53,7 +48,7 @@ class Releases:
         plan = self._plan(core.model(name), payload)
         stable = self._startable(name, candidate)
         if not payload.flag("force"):
-            await self._check_move(name, frm=stable, to=candidate, timeout_s=_GOLDEN_S)
+            await self._checks.require(name, frm=stable, to=candidate, timeout_s=GOLDEN_S)
         async with core.lock:
             stable = self._startable(name, candidate)
             identifier = f"rel-{core.ids.ulid()}"
@@ -139,13 +134,13 @@ class Releases:
             return await self._vouch(payload)
         release = self._of(payload, running=True)
         if not payload.flag("force"):
-            await self._check_move(release.model, frm=release.stable, to=release.candidate, timeout_s=_GOLDEN_S)
+            await self._checks.require(release.model, frm=release.stable, to=release.candidate, timeout_s=GOLDEN_S)
         return await self._by_hand(payload, "promote", {ReleaseState.RUNNING, ReleaseState.PAUSED})
 
     async def rollback(self, payload: Payload) -> dict[str, Any]:
         release = self._of(payload, running=True)
         if not payload.flag("force"):
-            await self._check_move(release.model, frm=release.stable, to=release.stable, timeout_s=_GOLDEN_S)
+            await self._checks.require(release.model, frm=release.stable, to=release.stable, timeout_s=GOLDEN_S)
         return await self._by_hand(payload, "roll_back", {ReleaseState.RUNNING, ReleaseState.PAUSED})
 
     def _of(self, payload: Payload, *, running: bool) -> Release:
@@ -178,7 +173,7 @@ class Releases:
             raise Conflict(f"{name} {version} is not ready here, so nothing can be said about it")
         if not reason:
             raise InvalidInput("a promotion without a release needs a `reason`: it is recorded")
-        await self._check_move(name, frm=version, to=version, timeout_s=_GOLDEN_S)
+        await self._checks.require(name, frm=version, to=version, timeout_s=GOLDEN_S)
         async with self._core.lock:
             await self._core.write(self._promotion(model, name, version, override=f"{reason} (by {payload.by})"))
         await self.record_promotions()
@@ -288,12 +283,12 @@ class Releases:
         figures["reason"] = decision.reason
         if move == "roll_back":
             # The way back must not depend on anything that can fail: weights first, the check is a note.
-            problems = await self._problems(release.model, to=release.stable, timeout_s=_GOLDEN_BACK_S)
+            problems = await self._checks.problems(release.model, to=release.stable, timeout_s=GOLDEN_BACK_S)
             if problems and decision.reason != "guard":
                 figures["stable_check"] = problems
         else:
-            problems = await self._problems(
-                release.model, frm=release.stable, to=release.candidate, timeout_s=_GOLDEN_S
+            problems = await self._checks.problems(
+                release.model, frm=release.stable, to=release.candidate, timeout_s=GOLDEN_S
             )
             if problems:
                 move, why = "roll_back", f"the candidate failed its check before the next step: {'; '.join(problems)}"
@@ -334,37 +329,6 @@ class Releases:
         self._seen.forget(release.model, (release.stable, release.candidate))
         await core.write(moved, *facts)
         _log.info("release %s of %s: %s: %s", release.id, release.model, move, why)
-
-    # ---- checks before a move ----
-
-    async def _check_move(self, name: str, *, frm: str, to: str, timeout_s: float) -> None:
-        problems = await self._problems(name, frm=frm, to=to, timeout_s=timeout_s)
-        if problems:
-            raise Conflict(
-                f"traffic may not move to {name} {to}: {'; '.join(problems)}", details={"problems": problems}
-            )
-
-    async def _problems(self, name: str, *, to: str, timeout_s: float, frm: str | None = None) -> list[str]:
-        """Why `to` should not get the callers of `frm`: its signature, then its golden requests."""
-        model = self._core.model(name)
-        config = model_config(model)
-        known = model.versions.get(to)
-        if known is None or known.serving is None:
-            return [f"{to} is not ready"]
-        reasons = []
-        if frm is not None and frm in config.versions:
-            reasons = incompatibilities(config.signature_of(frm), config.signature_of(to))
-        golden = config.versions[to].golden
-        if golden:
-            limit = min(timeout_s, config.versions[to].timeout_s)
-            try:
-                async with asyncio.timeout(timeout_s):
-                    reasons += await run_golden(
-                        self._core.deployer, known.serving.app, golden, now=self._core.now(), timeout_s=limit
-                    )
-            except TimeoutError:
-                reasons.append(f"its golden requests were not answered within {timeout_s:g} s")
-        return reasons
 
     # ---- evidence for other environments ----
 

@@ -10,6 +10,7 @@ from typing import Any
 from cluster.errors import Fenced, HeadraceError, NotFound
 from cluster.storage.port import Bucket
 from serve_apps.control.breakers import Breakers
+from serve_apps.control.checks import MoveChecks
 from serve_apps.control.core import Core
 from serve_apps.control.deployments import Deployments
 from serve_apps.control.feedback import Feedback
@@ -39,11 +40,12 @@ class ControlPlane:
     def __init__(self, core: Core, *, bucket: Bucket, random_key: Callable[[], str], drain_s: float = 5.0):
         self._core = core
         self.supervisor = Supervisor(core, drain_s=drain_s)
-        self._deployments = Deployments(core)
+        checks = MoveChecks(core)
+        self._deployments = Deployments(core, checks=checks)
         self._keys = Keys(core, random_key=random_key)
         self._seen = Observations()
         self._breakers = Breakers(core)
-        self._releases = Releases(core, bucket=bucket, observations=self._seen)
+        self._releases = Releases(core, bucket=bucket, observations=self._seen, checks=checks)
         self._feedback = Feedback(core, self._seen)
         self._prefetching = Prefetching(core, self._seen, self.supervisor)
         self._reported = asyncio.Event()
@@ -90,7 +92,7 @@ class ControlPlane:
         return self._table
 
     async def watch(self, revision: int, timeout_s: float) -> RoutingTable | None:
-        """A table that differs from `revision`, as soon as there is one; None after `timeout_s`."""
+        """A table newer than `revision`, as soon as there is one; None after `timeout_s`."""
         changed = await self._core.wait_change(revision, timeout_s)
         return self.table() if changed else None
 

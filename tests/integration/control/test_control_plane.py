@@ -1,0 +1,251 @@
+"""The control plane on a real local cluster: deployments, releases that decide themselves, kill -9, under load."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.config.models import Config
+from cluster.config.wire import to_wire
+from cluster.ray_runtime import LocalCluster
+from serve_apps.control.bootstrap import ensure_control_plane
+from serve_apps.control.gateway import RayControlGateway
+from serve_apps.protocol import InferRequest
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+
+ECHO = {"provider": "python", "class": "serve_apps.hosts.testing:Echo", "resources": {"cpus": 0.1}}
+QUICK = {
+    "steps": [20, 50],
+    "step_duration": 1,
+    "analysis": {"error_rate": 0.05, "latency_p95": 3.0, "min_samples": 30},
+}
+
+
+def wire(bucket: Path, versions: dict[str, Any], **model: Any) -> dict[str, Any]:
+    data = {
+        "storage": {"url": f"file://{bucket}"},
+        "models": {"echo": {"versions": versions, "release": QUICK, "traffic": {"1.0.0": 100}, **model}},
+        "auth": {"enabled": False},
+    }
+    return to_wire(Config.model_validate(data))
+
+
+@pytest.fixture
+async def gateway(ray_cluster: LocalCluster, tmp_path: Path) -> AsyncIterator[RayControlGateway]:
+    """A control plane of this test's own, over an empty bucket."""
+    import ray
+
+    from cluster.names import CONTROL_PLANE, NAMESPACE
+    from serve_apps.router.bootstrap import deploy_router
+
+    wired = wire(tmp_path / "bucket", {"1.0.0": ECHO})
+    await asyncio.to_thread(ensure_control_plane, wired)
+    await asyncio.to_thread(deploy_router, wired)
+    gateway = RayControlGateway()
+    yield gateway
+    for row in (await gateway.call("models", {}))["models"]:
+        await gateway.call("retire", {"model": row["name"], "force": True}) if not row["release"] else None
+    ray.kill(ray.get_actor(CONTROL_PLANE, NAMESPACE), no_restart=True)
+    await asyncio.to_thread(_delete_hosts)
+
+
+def _delete_hosts() -> None:
+    from ray import serve
+
+    for app in serve.status().applications:
+        serve.delete(app, _blocking=False)
+    deadline = time.monotonic() + 90
+    while serve.status().applications and time.monotonic() < deadline:
+        time.sleep(0.5)
+
+
+async def until(check: Callable[[], Any], *, seconds: float = 90.0) -> Any:
+    """Poll `check` (sync or async) until it gives something true."""
+    deadline = time.monotonic() + seconds
+    while True:
+        value = check()
+        if asyncio.iscoroutine(value):
+            value = await value
+        if value:
+            return value
+        assert time.monotonic() < deadline, "it did not happen in time"
+        await asyncio.sleep(0.2)
+
+
+async def deployed(gateway: RayControlGateway, config: dict[str, Any]) -> dict[str, Any]:
+    answer = await gateway.call("deploy", {"config": config})
+
+    async def ended() -> Any:
+        seen = await gateway.call("deployment", {"id": answer["id"]})
+        return seen if seen["state"] != "running" else None
+
+    seen: dict[str, Any] = await until(ended)
+    return seen
+
+
+class Load:
+    """Callers that never stop asking the router; remembers every failure and who answered."""
+
+    def __init__(self, *, callers: int = 8, failing_text: float = 0.0):
+        from ray import serve
+
+        from cluster.names import ROUTER_APP
+
+        self._handle = serve.get_app_handle(ROUTER_APP)
+        self._callers = callers
+        self._failing = failing_text
+        self._stop = False
+        self._tasks: list[asyncio.Task[None]] = []
+        self.answers: list[tuple[float, str]] = []
+        self.failures: list[tuple[float, str, str]] = []
+        self.ids: list[tuple[str, str]] = []
+
+    async def __aenter__(self) -> Load:
+        self._tasks = [asyncio.create_task(self._ask(n)) for n in range(self._callers)]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._stop = True
+        await asyncio.gather(*self._tasks)
+
+    async def _ask(self, caller: int) -> None:
+        number = 0
+        while not self._stop:
+            number += 1
+            text = "poison" if self._failing and number % round(1 / self._failing) == 0 else "hello"
+            identifier = f"load-{caller}-{number}-{time.time_ns()}"
+            try:
+                ((result, chosen),) = await self._handle.infer_many.remote(
+                    "echo", [InferRequest(id=identifier, inputs={"text": [text]})]
+                )
+            except Exception as error:
+                self.failures.append((time.monotonic(), "?", str(error)))
+                continue
+            version = str(_version(chosen))
+            if result.error is not None:
+                self.failures.append((time.monotonic(), version, result.error.message))
+            else:
+                self.answers.append((time.monotonic(), version))
+                self.ids.append((identifier, version))
+            await asyncio.sleep(0.005)
+
+
+def _version(chosen: Any) -> Any:
+    return chosen.get("version") if isinstance(chosen, dict) else getattr(chosen, "version", None)
+
+
+async def release_end(gateway: RayControlGateway) -> dict[str, Any]:
+    async def ended() -> Any:
+        seen = await gateway.call("release_status", {"model": "echo"})
+        return seen if seen["state"] in ("promoted", "rolled_back") else None
+
+    seen: dict[str, Any] = await until(ended)
+    return seen
+
+
+async def test_a_good_candidate_is_promoted_under_load_without_a_failed_request(
+    gateway: RayControlGateway, tmp_path: Path
+) -> None:
+    """Deploying a second version, releasing it and killing the control plane in the middle fails no request."""
+    import ray
+
+    from cluster.names import CONTROL_PLANE, NAMESPACE
+
+    bucket = tmp_path / "bucket"
+    assert (await deployed(gateway, wire(bucket, {"1.0.0": ECHO})))["state"] == "done"
+    async with Load() as load:
+        await until(lambda: len(load.answers) > 50)
+        both = {"1.0.0": ECHO, "1.1.0": {**ECHO, "config": {"prefix": ""}, "seed": 1}}
+        assert (await deployed(gateway, wire(bucket, both)))["state"] == "done"
+        started = await gateway.call("release_start", {"model": "echo", "candidate": "1.1.0"})
+        assert started["percent"] == 20
+        pid = await ray.get_actor(CONTROL_PLANE, NAMESPACE).pid.remote()
+        os.kill(pid, signal.SIGKILL)
+
+        async def back() -> bool:
+            try:
+                return bool(await gateway.call("status", {}))
+            except Exception:
+                return False
+
+        await until(back)
+        end = await release_end(gateway)
+        assert (end["id"], end["state"]) == (started["id"], "promoted"), end["history"]
+        mark = len(load.answers)
+        await until(lambda: len(load.answers) > mark + 200)
+        assert {version for _, version in load.answers[mark + 100 :]} == {"1.1.0"}
+        await gateway.call("retire", {"model": "echo", "version": "1.0.0"})
+        await until(lambda: len(load.answers) > mark + 400)
+    assert load.failures == []
+
+
+@pytest.mark.parametrize(("bad", "metric"), [({"fail_on": "poison"}, "error_rate"), ({"delay_s": 0.2}, "latency_p95")])
+async def test_a_bad_candidate_is_rolled_back_by_itself(
+    gateway: RayControlGateway, tmp_path: Path, bad: dict[str, Any], metric: str
+) -> None:
+    """Injected errors or latency send the traffic back to the old version, which was never unloaded."""
+    bucket = tmp_path / "bucket"
+    both = {"1.0.0": ECHO, "1.1.0": {**ECHO, "config": bad}}
+    model = {"breaker": {"enabled": False}, "retry": {"max_attempts": 1}}
+    assert (await deployed(gateway, wire(bucket, both, **model)))["state"] == "done"
+    async with Load(failing_text=0.25 if metric == "error_rate" else 0.0) as load:
+        await until(lambda: len(load.answers) > 50)
+        guard = {"error_rate": 0.9}  # so that the comparison decides, not the guard rail
+        await gateway.call("release_start", {"model": "echo", "candidate": "1.1.0", "guard": guard})
+        end = await release_end(gateway)
+        assert end["state"] == "rolled_back"
+        assert metric in end["history"][-1]["why"]
+        mark = len(load.answers)
+        await until(lambda: len(load.answers) > mark + 200)
+        assert {version for _, version in load.answers[mark + 100 :]} == {"1.0.0"}
+    versions = (await gateway.call("model", {"model": "echo"}))["versions"]
+    assert [row["status"] for row in versions] == ["ready", "ready"]
+
+
+async def test_worse_feedback_rolls_back(gateway: RayControlGateway, tmp_path: Path) -> None:
+    """When callers like the candidate's answers less, it loses its traffic."""
+    bucket = tmp_path / "bucket"
+    both = {"1.0.0": ECHO, "1.1.0": {**ECHO, "config": {"prefix": "well, "}}}
+    assert (await deployed(gateway, wire(bucket, both)))["state"] == "done"
+    async with Load(callers=4) as load:
+        await until(lambda: len(load.answers) > 20)
+        analysis = {"feedback": 0.1, "latency_p95": 50}
+        payload = {"model": "echo", "candidate": "1.1.0", "steps": [50], "step_duration": 600, "analysis": analysis}
+        await gateway.call("release_start", payload)
+        for number in range(600):
+            await until(lambda wanted=number: len(load.ids) > wanted)
+            identifier, version = load.ids[number]
+            score = 0.0 if version == "1.1.0" and number % 3 else 1.0
+            await gateway.call(
+                "feedback", {"request_id": identifier, "score": score, "model": "echo", "version": version}
+            )
+            if (await gateway.call("release_status", {"model": "echo"}))["state"] != "running":
+                break
+        end = await release_end(gateway)
+    assert end["state"] == "rolled_back"
+    assert "feedback" in end["history"][-1]["why"]
+
+
+async def test_an_impossible_version_fails_with_what_the_cluster_has(
+    gateway: RayControlGateway, tmp_path: Path
+) -> None:
+    """A version that no node can hold, or whose class cannot be loaded, is reported instead of pending for ever."""
+    versions = {
+        "1.0.0": ECHO,
+        "1.1.0": {**ECHO, "resources": {"gpus": 4}},
+        "1.2.0": {**ECHO, "config": {"fail_to_load": True}},
+    }
+    seen = await deployed(gateway, wire(tmp_path / "bucket", versions))
+    assert seen["state"] == "failed"
+    status = {item["version"]: item for item in seen["items"] if item.get("version")}
+    assert status["1.0.0"]["status"] == "ready"
+    assert "GPU" in status["1.1.0"]["message"]
+    assert "told to fail at load" in status["1.2.0"]["message"]

@@ -1,0 +1,379 @@
+"""Releases through the service: figures in, weights out; what operators can do; what a crash does not change."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from cluster.errors import Conflict, InvalidInput, NotFound
+from serve_apps.control.service import ControlPlane
+from serve_apps.protocol import InferRequest, InferResult
+from serve_apps.stats import Answer, RouterReport, VersionStats
+
+from .conftest import World, config, settle, version
+
+QUICK = {"steps": [10, 50], "step_duration": 60, "analysis": {"min_samples": 50, "error_rate": 0.05}}
+
+
+def echo(**changes: Any) -> dict[str, Any]:
+    return {
+        "echo": {
+            "versions": {"1.0.0": version(), "1.1.0": version(seed=1, **changes)},
+            "traffic": {"1.0.0": 100},
+            "release": QUICK,
+        }
+    }
+
+
+class Routers:
+    """One router's reports."""
+
+    def __init__(self, plane: ControlPlane, name: str = "r1"):
+        self._plane, self._name, self._seq = plane, name, 0
+
+    async def say(
+        self,
+        *,
+        stable: tuple[int, int] = (0, 0),
+        candidate: tuple[int, int] = (0, 0),
+        stable_ms: float = 10.0,
+        candidate_ms: float = 10.0,
+        answers: tuple[Answer, ...] = (),
+    ) -> None:
+        self._seq += 1
+        rows = []
+        for name, (requests, errors), latency in (
+            ("1.0.0", stable, stable_ms),
+            ("1.1.0", candidate, candidate_ms),
+        ):
+            if requests:
+                rows.append(
+                    VersionStats(
+                        model="echo",
+                        version=name,
+                        revision=self._plane.table().revision,
+                        requests=requests,
+                        errors=errors,
+                        trailing_failures=min(errors, 1),
+                        latencies_ms=[latency] * (requests - errors),
+                    )
+                )
+        report = RouterReport(seq=self._seq, versions=tuple(rows), answers=answers)
+        # Over the wire, as in production.
+        await self._plane.report(self._name, json.loads(json.dumps(report.to_wire())))
+
+
+async def start(plane: ControlPlane, models: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
+    await plane.call("deploy", {"config": config(models or echo())})
+    await settle(plane)
+    return await plane.call("release_start", {"model": "echo", "candidate": "1.1.0", "by": "ann", **changes})
+
+
+async def minutes(world: World, plane: ControlPlane, number: int, routers: Routers, **report: Any) -> None:
+    """Let time pass in beats of ten seconds, with the same report in each."""
+    for _ in range(number * 6):
+        world.clock.advance(10)
+        await routers.say(**report)
+        await plane.beat()
+
+
+async def status(plane: ControlPlane) -> dict[str, Any]:
+    return await plane.call("release_status", {"model": "echo"})
+
+
+async def test_a_good_candidate_gets_everything_step_by_step(world: World, plane: ControlPlane) -> None:
+    """Equal figures advance the release, then promote it; the old version stays loaded without traffic."""
+    started = await start(plane)
+    assert plane.table().models["echo"].weights == {"1.0.0": 90.0, "1.1.0": 10.0}
+    assert plane.table().models["echo"].experiment == started["id"]
+    routers = Routers(plane)
+    await minutes(world, plane, 1, routers, stable=(90, 0), candidate=(10, 0))
+    assert plane.table().models["echo"].weights == {"1.0.0": 50.0, "1.1.0": 50.0}
+    await minutes(world, plane, 4, routers, stable=(50, 0), candidate=(50, 0))
+    end = await status(plane)
+    assert end["state"] == "promoted"
+    assert [line["move"] for line in end["history"]] == ["start", "advance", "promote"]
+    assert end["history"][-1]["figures"]["metrics"], "the history says which figures decided"
+    entry = plane.table().models["echo"]
+    assert entry.weights == {"1.0.0": 0.0, "1.1.0": 100.0}
+    assert entry.versions["1.0.0"].ready
+    assert world.deployer.deleted == []
+
+
+@pytest.mark.parametrize(
+    ("report", "metric"),
+    [
+        ({"stable": (90, 1), "candidate": (10, 2)}, "error_rate"),
+        ({"stable": (90, 0), "candidate": (10, 0), "candidate_ms": 40.0}, "latency_p95"),
+    ],
+)
+async def test_a_worse_candidate_loses_its_traffic(
+    world: World, plane: ControlPlane, report: dict[str, Any], metric: str
+) -> None:
+    """More errors or higher latency roll back, by weights alone."""
+    models = echo()
+    models["echo"]["breaker"] = {"enabled": False}
+    await start(plane, models, guard={"error_rate": 0.9})
+    await minutes(world, plane, 5, Routers(plane), **report)
+    end = await status(plane)
+    assert end["state"] == "rolled_back"
+    assert metric in end["history"][-1]["why"]
+    assert plane.table().models["echo"].weights == {"1.0.0": 100.0, "1.1.0": 0.0}
+    assert world.deployer.deployed == ["echo-1.0.0", "echo-1.1.0"], "nothing was loaded again"
+
+
+async def test_worse_feedback_loses_the_traffic(world: World, plane: ControlPlane) -> None:
+    """Feedback by request id finds its version and rolls back when the candidate is liked less."""
+    models = echo()
+    models["echo"]["release"] = {**QUICK, "steps": [50], "analysis": {**QUICK["analysis"], "feedback": 0.1}}
+    await start(plane, models)
+    routers = Routers(plane)
+    for number in range(300):
+        answers = tuple(Answer(id=f"{name}-{number}", model="echo", version=name) for name in ("1.0.0", "1.1.0"))
+        await routers.say(stable=(1, 0), candidate=(1, 0), answers=answers)
+        good = await plane.call("feedback", {"request_id": f"1.0.0-{number}", "score": 1})
+        assert good == {"recorded": True, "model": "echo", "version": "1.0.0"}
+        await plane.call("feedback", {"request_id": f"1.1.0-{number}", "score": 0 if number % 2 else 1})
+        world.clock.advance(1)
+        await plane.beat()
+        if (await status(plane))["state"] != "running":
+            break
+    end = await status(plane)
+    assert end["state"] == "rolled_back"
+    assert "feedback" in end["history"][-1]["why"]
+    assert (await plane.call("feedback", {"request_id": "1.0.0-0", "score": 0}))["recorded"] is False
+
+
+async def test_a_guard_rail_acts_at_the_next_beat(world: World, plane: ControlPlane) -> None:
+    """A candidate that answers nothing but errors is gone within one beat, long before min_samples."""
+    models = echo()
+    models["echo"]["breaker"] = {"enabled": False}
+    await start(plane, models)
+    world.clock.advance(1)
+    await Routers(plane).say(stable=(40, 0), candidate=(5, 5))
+    await plane.beat()
+    end = await status(plane)
+    assert end["state"] == "rolled_back"
+    assert end["history"][-1]["figures"]["reason"] == "guard"
+
+
+async def test_a_failure_of_both_versions_is_not_the_candidates_fault(world: World, plane: ControlPlane) -> None:
+    """When the stable version fails as well, the release holds and says so."""
+    models = echo()
+    models["echo"]["breaker"] = {"enabled": False}
+    await start(plane, models)
+    world.clock.advance(1)
+    await Routers(plane).say(stable=(40, 40), candidate=(5, 5))
+    await plane.beat()
+    seen = await status(plane)
+    assert (seen["state"], seen["decision"]["reason"]) == ("running", "shared_failure")
+
+
+async def test_an_open_breaker_rolls_back(world: World, plane: ControlPlane) -> None:
+    """The candidate's breaker opens: its release is over."""
+    await start(plane)
+    world.clock.advance(1)
+    for _ in range(6):
+        report = RouterReport(
+            seq=world.ids.n + 100,
+            versions=[
+                VersionStats(
+                    model="echo",
+                    version="1.1.0",
+                    revision=plane.table().revision,
+                    requests=5,
+                    errors=5,
+                    trailing_failures=5,
+                )
+            ],
+        )
+        await plane.report("rX", report.to_wire())
+        break
+    assert plane.table().models["echo"].versions["1.1.0"].ejected
+    await plane.beat()
+    end = await status(plane)
+    assert end["state"] == "rolled_back"
+    assert "circuit breaker" in end["history"][-1]["why"]
+
+
+async def test_with_one_request_a_minute_it_holds_and_says_why(world: World, plane: ControlPlane) -> None:
+    """Too little traffic neither promotes nor rolls back, for hours."""
+    await start(plane)
+    routers = Routers(plane)
+    for minute in range(180):
+        world.clock.advance(60)
+        await routers.say(stable=(0 if minute % 10 == 0 else 1, 0), candidate=(1 if minute % 10 == 0 else 0, 0))
+        await plane.beat()
+    seen = await status(plane)
+    assert (seen["state"], seen["step"]) == ("running", 0)
+    assert seen["decision"]["reason"] == "insufficient_data"
+    assert "18 of 50 answers of the candidate" in seen["decision"]["why"]
+
+
+async def test_a_release_survives_its_owner(world: World, plane: ControlPlane) -> None:
+    """A new owner over the same log has the same release with the same counts, and ends it."""
+    await start(plane)
+    routers = Routers(plane)
+    await minutes(world, plane, 1, routers, stable=(90, 0), candidate=(10, 0))
+    before = await status(plane)
+    second = world.owner()
+    after = await second.call("release_status", {"model": "echo"})
+    assert {k: v for k, v in after.items() if k != "decision"} == {k: v for k, v in before.items() if k != "decision"}
+    assert second.table() == plane.table()
+    routers = Routers(second, "r2")
+    await minutes(world, second, 6, routers, stable=(90, 0), candidate=(60, 0))
+    end = await second.call("release_status", {"model": "echo"})
+    assert (end["id"], end["state"]) == (before["id"], "promoted")
+    await second.close()
+
+
+async def test_golden_requests_run_before_traffic_moves(world: World, plane: ControlPlane) -> None:
+    """A candidate whose golden answers are wrong gets no traffic at all; later, it loses what it has."""
+    golden = [{"inputs": {"text": "2+2"}, "expect": {"text": {"contains": "4"}}}]
+    with pytest.raises(Conflict, match="golden"):
+        await start(plane, echo(golden=golden))
+    assert plane.table().models["echo"].weights == {"1.0.0": 100.0, "1.1.0": 0.0}
+
+    def right(app: str, request: InferRequest) -> InferResult:
+        return InferResult(outputs={"text": ["4"]})
+
+    world.deployer.answer = right
+    await plane.call("release_start", {"model": "echo", "candidate": "1.1.0"})
+    world.deployer.answer = lambda app, request: InferResult(outputs={"text": ["5"]})
+    await minutes(world, plane, 2, Routers(plane), stable=(90, 0), candidate=(10, 0))
+    end = await status(plane)
+    assert end["state"] == "rolled_back"
+    assert "failed its check" in end["history"][-1]["why"]
+
+
+async def test_a_candidate_with_another_interface_gets_no_callers(plane: ControlPlane) -> None:
+    """Traffic does not move to a major version that callers of the stable one cannot call."""
+    old = {"inputs": {"a": {"datatype": "FP32"}}, "outputs": {"b": {"datatype": "FP32"}}}
+    new = {"inputs": {"x": {"datatype": "FP32"}}, "outputs": {"b": {"datatype": "FP32"}}}
+    versions = {"1.0.0": version(signature=old), "2.0.0": version(signature=new)}
+    await plane.call("deploy", {"config": config({"m": {"versions": versions, "traffic": {"1.0.0": 100}}})})
+    await settle(plane)
+    with pytest.raises(Conflict, match="input 'a' is gone"):
+        await plane.call("release_start", {"model": "m", "candidate": "2.0.0"})
+    with pytest.raises(Conflict, match="input 'a' is gone"):
+        await plane.call("traffic", {"model": "m", "weights": {"2.0.0": 100}})
+
+
+async def test_operators_pause_resume_promote_and_roll_back(world: World, plane: ControlPlane) -> None:
+    """A pause stops the clock of the step; moves by hand are recorded with who made them."""
+    await start(plane)
+    routers = Routers(plane)
+    world.clock.advance(30)
+    await plane.call("release_pause", {"model": "echo", "by": "bob", "reason": "lunch"})
+    await minutes(world, plane, 10, routers, stable=(90, 0), candidate=(10, 0))
+    assert (await status(plane))["step"] == 0
+    with pytest.raises(Conflict, match="is paused"):
+        await plane.call("release_pause", {"model": "echo"})
+    await plane.call("release_resume", {"model": "echo"})
+    await plane.beat()
+    assert (await status(plane))["step"] == 0, "30 of 60 seconds were left"
+    ended = await plane.call("release_promote", {"model": "echo", "by": "bob"})
+    assert ended["state"] == "promoted"
+    assert ended["history"][-1]["by"] == "bob"
+    with pytest.raises(NotFound, match="no release in progress"):
+        await plane.call("release_rollback", {"model": "echo"})
+    back = await plane.call("release_start", {"model": "echo", "candidate": "1.0.0"})
+    assert (back["stable"], back["candidate"]) == ("1.1.0", "1.0.0")
+    assert (await plane.call("release_rollback", {"model": "echo"}))["state"] == "rolled_back"
+    assert plane.table().models["echo"].weights == {"1.0.0": 0.0, "1.1.0": 100.0}
+    assert len((await plane.call("release_history", {"model": "echo"}))["releases"]) == 2
+
+
+async def test_a_guard_rail_acts_in_a_pause_too(world: World, plane: ControlPlane) -> None:
+    """Pausing stops progress, not protection."""
+    models = echo()
+    models["echo"]["breaker"] = {"enabled": False}
+    await start(plane, models)
+    await plane.call("release_pause", {"model": "echo"})
+    await Routers(plane).say(candidate=(10, 10))
+    await plane.beat()
+    assert (await status(plane))["state"] == "rolled_back"
+
+
+async def test_what_cannot_be_released_is_refused(plane: ControlPlane) -> None:
+    """Unknown versions, the version that has all traffic, a second release, and bad plans are clear errors."""
+    await start(plane)
+    for payload, error, words in (
+        ({"candidate": "1.1.0"}, Conflict, "in progress"),
+        ({"candidate": "1.1.0", "steps": [50, 10]}, InvalidInput, "steps must grow"),
+        ({"candidate": "1.1.0", "guard": {"cost": 1}}, InvalidInput, "no guard cost"),
+        ({"candidate": "1.1.0", "analysis": {"error": 1}}, InvalidInput, "analysis"),
+    ):
+        with pytest.raises(error, match=words):
+            await plane.call("release_start", {"model": "echo", **payload})
+    with pytest.raises(Conflict, match="belong to the release"):
+        await plane.call("traffic", {"model": "echo", "weights": {"1.0.0": 100}})
+    with pytest.raises(Conflict, match="takes part in the release"):
+        await plane.call("retire", {"model": "echo", "version": "1.1.0", "force": True})
+    with pytest.raises(Conflict, match="takes part in the release"):
+        await plane.call("deploy", {"config": config(echo(precision="fp16"))})
+    await plane.call("release_rollback", {"model": "echo"})
+    with pytest.raises(NotFound, match="deploy it first"):
+        await plane.call("release_start", {"model": "echo", "candidate": "7.0.0"})
+    with pytest.raises(Conflict, match="all the traffic already"):
+        await plane.call("release_start", {"model": "echo", "candidate": "1.0.0"})
+
+
+async def test_a_promotion_is_recorded_where_prod_can_read_it(world: World, plane: ControlPlane) -> None:
+    """After a promotion the bucket holds the evidence, which prod's rules accept for the same content only."""
+    from cluster.promotions import read_promotions
+
+    await plane.call("deploy", {"config": config(echo(), environment="staging")})
+    await settle(plane)
+    await plane.call("release_start", {"model": "echo", "candidate": "1.1.0"})
+    await plane.call("release_promote", {"model": "echo"})
+    with pytest.raises(InvalidInput, match="reason"):
+        await plane.call("release_promote", {"model": "echo", "version": "1.0.0"})
+    await plane.call("release_promote", {"model": "echo", "version": "1.0.0", "reason": "first", "by": "ann"})
+    promoted = {f"{m} {v}": fingerprint for (m, v), fingerprint in (await read_promotions(world.bucket)).items()}
+    assert set(promoted) == {"echo 1.0.0", "echo 1.1.0"}
+    prod = World().owner()
+    payload = {"config": config(echo(), environment="prod"), "evidence": {"promoted": promoted}}
+    names = [rule["name"] for rule in (await prod.call("plan", payload))["rules"]]
+    assert not [name for name in names if name.startswith("unpromoted")]
+    payload["config"] = config(echo(precision="bf16"), environment="prod")
+    names = [rule["name"] for rule in (await prod.call("plan", payload))["rules"]]
+    assert "unpromoted:echo-1.1.0" in names
+    await prod.close()
+
+
+async def test_all_at_once_promotes_after_its_watch(world: World, plane: ControlPlane) -> None:
+    """all_at_once moves everything, watches the guard rails for one step, and promotes."""
+    await start(plane, strategy="all_at_once")
+    assert plane.table().models["echo"].weights == {"1.0.0": 0.0, "1.1.0": 100.0}
+    await minutes(world, plane, 2, Routers(plane), candidate=(50, 0))
+    assert (await status(plane))["state"] == "promoted"
+
+
+async def test_a_report_that_comes_twice_counts_once(world: World, plane: ControlPlane) -> None:
+    """Sequence numbers make reports idempotent."""
+    await start(plane)
+    report = RouterReport(
+        seq=1, versions=[VersionStats(model="echo", version="1.1.0", requests=10, latencies_ms=[1.0] * 10)]
+    ).to_wire()
+    for _ in range(3):
+        await plane.report("r", report)
+    await plane.beat()
+    assert (await status(plane))["samples"]["candidate"]["requests"] == 10
+
+
+async def test_feedback_of_an_unknown_answer_says_what_to_do(world: World) -> None:
+    """An id that nobody knows is refused with a hint; model and version may be given instead."""
+    plane = world.owner()
+    plane._feedback._wait_s = 0.01
+    await plane.call("deploy", {"config": config(echo())})
+    await settle(plane)
+    with pytest.raises(NotFound, match="x-headrace-version"):
+        await plane.call("feedback", {"request_id": "nobody", "score": 1})
+    given = {"request_id": "nobody", "score": 0.5, "model": "echo", "version": "1.0.0"}
+    assert (await plane.call("feedback", given))["recorded"]
+    with pytest.raises(InvalidInput, match="0 \\(wrong\\) to 1"):
+        await plane.call("feedback", {**given, "score": 7})
+    await plane.close()
