@@ -207,10 +207,11 @@ def cancel(run_id: str, reason: str | None) -> Call[Run]:
     return Call("POST", path_of("runs", run_id, "cancel"), as_run, kind, body, retry_safe=True)
 
 
-def resume(run_id: str, *, workflow: str | Mapping[str, Any] | None, confirm: bool) -> Call[dict[str, Any]]:
-    request: dict[str, Any] = {"confirm": confirm} if workflow is not None else {}
-    if workflow is not None:
-        request["workflow"] = workflow
+def resume(
+    run_id: str, *, workflow: str | Mapping[str, Any] | None, digest: str | None, confirm: bool
+) -> Call[dict[str, Any]]:
+    request: dict[str, Any] = {"workflow": workflow, "digest": digest, "confirm": confirm or None}
+    request = {name: value for name, value in request.items() if value is not None}
     body, kind = json_body(request)
     return Call("POST", path_of("runs", run_id, "resume"), as_object, kind, body)
 

@@ -279,9 +279,14 @@ class AsyncClient:
         return await self._do(api.cancel(run_id, reason))
 
     async def resume(
-        self, run_id: str, *, workflow: str | Mapping[str, Any] | None = None, confirm: bool = False
+        self,
+        run_id: str,
+        *,
+        workflow: str | Mapping[str, Any] | None = None,
+        digest: str | None = None,
+        confirm: bool = False,
     ) -> dict[str, Any]:
-        return await self._do(api.resume(run_id, workflow=workflow, confirm=confirm))
+        return await self._do(api.resume(run_id, workflow=workflow, digest=digest, confirm=confirm))
 
     async def signal(self, run_id: str, step: str, payload: Any = None) -> dict[str, Any]:
         return await self._do(api.signal(run_id, step, payload))

@@ -288,11 +288,16 @@ class Client:
         return self._do(api.cancel(run_id, reason))
 
     def resume(
-        self, run_id: str, *, workflow: str | Mapping[str, Any] | None = None, confirm: bool = False
+        self,
+        run_id: str,
+        *,
+        workflow: str | Mapping[str, Any] | None = None,
+        digest: str | None = None,
+        confirm: bool = False,
     ) -> dict[str, Any]:
-        """Go on from the last committed steps. With an edited workflow (YAML text or mapping) the first answer says
-        which steps stay valid; with `confirm=True` the run goes on."""
-        return self._do(api.resume(run_id, workflow=workflow, confirm=confirm))
+        """Go on from the last committed steps. With an edited workflow (YAML text or mapping, or the digest of
+        a registered one) the first answer says which steps stay valid; with `confirm=True` the run goes on."""
+        return self._do(api.resume(run_id, workflow=workflow, digest=digest, confirm=confirm))
 
     def signal(self, run_id: str, step: str, payload: Any = None) -> dict[str, Any]:
         """Answer an approval step."""

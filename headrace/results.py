@@ -108,6 +108,7 @@ class Run:
     @classmethod
     def of(cls, view: Mapping[str, Any]) -> Run:
         steps = view.get("steps") or {}
+        error = view.get("error")
         pairs = (
             steps.items()
             if isinstance(steps, Mapping)
@@ -118,7 +119,7 @@ class Run:
             workflow=str(view.get("workflow", "")),
             state=str(view.get("state", "")),
             output=view.get("output"),
-            error=view.get("error"),
+            error={"message": error} if isinstance(error, str) else error,  # a text in lists of runs
             steps={
                 name: Step(name, str(step.get("state", "")), step.get("output"), step.get("error"), step)
                 for name, step in pairs

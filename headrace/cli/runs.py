@@ -218,7 +218,7 @@ def _time(run: Run, *names: str) -> float | None:
 
 def _took(run: Run) -> str | None:
     began = _time(run, "started_at", "created_at")
-    ended = _time(run, "ended_at", "finished_at")
+    ended = _time(run, "finished_at")
     return f"{ended - began:.1f} s" if began is not None and ended is not None else None
 
 
@@ -231,9 +231,12 @@ def _show_run(found: Run) -> None:
     rows = []
     for step in found.steps.values():
         chosen = step.raw.get("chosen") or {}
-        items = step.raw.get("items")
-        count = f"{items.get('succeeded', '?')}/{items.get('total', '?')} items" if isinstance(items, dict) else ""
+        items = step.raw.get("progress") or {}
+        failed = f", {items['failed']} failed" if items.get("failed") else ""
+        count = f"{items['done']} of {items['total']} items{failed}" if items else ""
+        waiting = (step.raw.get("waiting") or {}).get("for")
         text = (step.error or {}).get("message") or (short(step.output, 60) if step.output is not None else "")
+        text = text or step.raw.get("reason") or (f"waits for {waiting}" if waiting else "")
         who = f"{chosen.get('model', '')} {chosen.get('version', '')}".strip()
         rows.append([step.id, step.state, step.raw.get("attempts"), who or count, short(str(text), 60)])
     print_table(["step", "state", "attempts", "by", "result"], rows, empty="no step has started yet")
@@ -267,34 +270,42 @@ def resume(
     if workflow is None:
         answer = client.resume(run_id)
     else:
-        file = workflow / "workflow.yaml" if workflow.is_dir() else workflow
-        if not file.is_file():
-            raise InvalidInput(f"there is no workflow file {file}")
-        text = file.read_text()
-        if workflow.is_dir():
-            client.register(workflow)
-        answer = client.resume(run_id, workflow=text)
-        if not json or not yes:
-            _show_resume(answer, json=json)
-        if not yes and not (sys.stdin.isatty() and typer.confirm("go on?", err=True)):
-            note("nothing was changed; go on with --yes")
-            raise typer.Exit(1)
-        answer = client.resume(run_id, workflow=text, confirm=True)
+        change: dict[str, Any] = _edited(client, workflow)
+        answer = client.resume(run_id, **change)
+        if not yes:
+            if json:
+                print_json(answer)
+            else:
+                _show_plan(answer.get("plan") or {})
+            if json or not sys.stdin.isatty() or not typer.confirm("go on?", err=True):
+                note("nothing was started; go on with --yes")
+                raise typer.Exit(1)
+        answer = client.resume(run_id, **change, confirm=True)
     if wait:
         raise typer.Exit(_follow(client, run_id, None, quiet=False, json=json))
     if json:
         print_json(answer)
     else:
+        _show_plan(answer.get("plan") or {})
         say(f"{run_id}: {answer.get('state', 'goes on')}")
 
 
-def _show_resume(answer: dict[str, Any], *, json: bool) -> None:
-    if json:
-        return
-    for title, names in (("stay valid", ("valid", "kept")), ("run again", ("invalid", "rerun", "again"))):
-        steps: list[Any] = next((answer[name] for name in names if answer.get(name)), [])
-        shown = ", ".join(str(step.get("step", step) if isinstance(step, dict) else step) for step in steps)
-        note(f"{title}: {shown or 'none'}")
+def _edited(client: Client, path: Path) -> dict[str, Any]:
+    """What to resume with: a folder is registered with its scripts and named by its digest, a file is sent as it is."""
+    if path.is_dir():
+        return {"digest": client.register(path)["digest"]}
+    if not path.is_file():
+        raise InvalidInput(f"there is no workflow file {path}")
+    return {"workflow": path.read_text()}
+
+
+def _show_plan(plan: dict[str, Any]) -> None:
+    """Which committed steps stay, and why others run again."""
+    for title, name in (("kept", "kept"), ("kept in part", "partial"), ("no longer there", "removed")):
+        if plan.get(name):
+            note(f"{title}: {', '.join(plan[name])}")
+    for step, why in (plan.get("again") or {}).items():
+        note(f"again: {step} ({why})")
 
 
 def logs(

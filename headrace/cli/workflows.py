@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from headrace.cli.context import Json, Shared, shared
-from headrace.cli.output import ago, print_json, print_table, say, short
+from headrace.cli.output import print_json, print_table, say, short
 
 if TYPE_CHECKING:
     from headrace.client import Client
@@ -38,15 +38,15 @@ def list_workflows(context: typer.Context, json: Json = False) -> None:
     rows = [
         [
             item.get("name"),
-            str(item.get("digest") or item.get("version") or "")[:12],
+            str(item.get("digest") or "")[:12],
             len(item.get("steps") or []) or None,
-            ago(item.get("registered_at") or item.get("at")),
+            ", ".join(item.get("inputs") or {}) or None,
             short(item.get("description") or "", 60),
         ]
         for item in found
     ]
     print_table(
-        ["workflow", "version", "steps", "registered", "description"],
+        ["workflow", "version", "steps", "inputs", "description"],
         rows,
         empty="no workflows are registered: headrace workflows register",
     )
@@ -78,7 +78,7 @@ def register(
         print_json({"workflows": answers})
         return
     for answer in answers:
-        say(f"registered {answer.get('name')} ({str(answer.get('digest') or answer.get('version') or '')[:12]})")
+        say(f"registered {answer.get('name')} ({str(answer.get('digest') or '')[:12]})")
     if not answers:
         say("there are no workflows in this configuration")
 

@@ -219,7 +219,7 @@ def build_router(
         view = await gateway.get(run_id)
         where = f"run {run_id}"
         if step is not None:
-            found = view.get("steps", {}).get(step)
+            found = next((entry for entry in view.get("steps") or () if entry.get("id") == step), None)
             if found is None:
                 raise NotFound(f"the run {run_id} has no step {step!r}")
             view, where = found, f"step {step} of run {run_id}"
