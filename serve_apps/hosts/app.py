@@ -97,7 +97,6 @@ def deployment_options(
         "target_ongoing_requests": scaling.target_ongoing_requests,
         "downscale_delay_s": scaling.idle_s,
         "upscale_delay_s": min(2.0, scaling.idle_s),
-        "look_back_period_s": 10.0,
     }
     return options
 

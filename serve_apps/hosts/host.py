@@ -158,7 +158,11 @@ class Host:
             return
         size = min(self._config.batching.max_batch_size, 8)
         for batch in ([items[0]], (items * size)[: max(size, len(items))]):
-            for answer in await self._call([_Work(dict(item)) for item in batch]):
+            try:
+                answers = await self._call([_Work(dict(item)) for item in batch])
+            except Exception as error:
+                raise ModelError(f"{self._label}: the warm-up failed: {type(error).__name__}: {error}") from error
+            for answer in answers:
                 if isinstance(answer, BaseException):
                     raise ModelError(f"{self._label}: the warm-up failed: {answer}") from answer
 

@@ -173,7 +173,9 @@ def _as_arrays(name: str, spec: TensorSpec, column: Any) -> list[npt.NDArray[Any
 
 
 def _kind(array: npt.NDArray[Any]) -> str:
-    if array.dtype.kind in "OSU":
+    if array.dtype.kind in "SU":
+        return "text"
+    if array.dtype.kind == "O":
         first = array.flat[0] if array.size else None
         return f"{type(first).__name__} values"
     return f"{array.dtype} values"

@@ -52,7 +52,7 @@ def import_class(path: str) -> Any:
         if not hasattr(found, part):
             raise InvalidConfig(f"class {path!r}: module {module_name} has no {name!r}")
         found = getattr(found, part)
-    if not callable(found):
+    if not inspect.isclass(found) and not inspect.isfunction(found):
         raise InvalidConfig(f"class {path!r} is a {type(found).__name__}, not a class")
     return found
 
