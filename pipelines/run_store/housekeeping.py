@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,7 +17,7 @@ from pipelines.run_store.outbox import Attempted, Delivery
 from pipelines.run_store.records import Archived, WebhookAttempted
 from pipelines.run_store.webhooks import HttpSender, SendResult, WebhookSigner
 
-__all__ = ["Archiver", "WebhookPump"]
+__all__ = ["Archiver", "Reporter", "WebhookPump"]
 
 RETRY_S = 5.0
 CHUNK = 256
@@ -120,6 +121,26 @@ class Archiver:
         except HeadraceError:
             if self._kernel.failed is None:
                 raise
+
+
+class Reporter:
+    """Hands counts over to the metrics every few seconds; less often while there are very many runs to count."""
+
+    def __init__(self, *, kernel: Kernel, every_s: float = 5.0) -> None:
+        self._kernel = kernel
+        self._every_s = every_s
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        kernel = self._kernel
+        while True:
+            await asyncio.sleep(self._every_s * (1 + len(kernel.memory.entries) // 20_000))
+            active = Counter(
+                entry.workflow for entry in kernel.memory.entries.values() if entry.id not in kernel.finished
+            )
+            gauges = kernel.engine.gauges()
+            waiting = {"queue": sum(gauges["waiting"].values()), "parked": sum(gauges["parked"].values())}
+            kernel.metrics.gauges(dict(active), waiting)
 
 
 class WebhookPump:

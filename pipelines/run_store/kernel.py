@@ -11,9 +11,8 @@ more and `on_fatal` ends the process: memory is ahead of the log by then.
 from __future__ import annotations
 
 import asyncio
-import struct
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import urlsplit
 
 import orjson
@@ -22,7 +21,6 @@ from cluster.clock import Clock, IdSource
 from cluster.config.models import BreakerConfig
 from cluster.errors import (
     CorruptObject,
-    FormatVersionUnsupported,
     HeadraceError,
     InternalError,
     StorageError,
@@ -40,40 +38,15 @@ from pipelines.executor.port import Attempt, Executor, Outcome
 from pipelines.run_store.archive import Archive
 from pipelines.run_store.attempts import Attempts
 from pipelines.run_store.memory import Entry, Memory
+from pipelines.run_store.metrics import NoMetrics, StoreMetrics
 from pipelines.run_store.records import HostBreakerMoved, StoreFact, decode_record, encode_event, encode_fact
 from pipelines.run_store.settings import StoreSettings
+from pipelines.run_store.snapshots import join_snapshot, split_snapshot
 
-__all__ = ["Kernel", "NoMetrics", "StoreMetrics"]
+__all__ = ["Kernel"]
 
-SNAPSHOT_FORMAT = 1
-_SNAPSHOT = struct.Struct("<4sIQ")
-_MAGIC = b"HRRS"
 _NOT_THE_HOSTS_FAULT = frozenset({"http_refused", "cancelled", "invalid_input", "forbidden", "too_large"})
 _FETCH_TRIES = 8
-
-
-class StoreMetrics(Protocol):
-    """What the run store counts; the actor's implementation exports it."""
-
-    def run_ended(self, workflow: str, state: str) -> None: ...
-
-    def attempt_ended(self, attempt: Attempt, outcome: Outcome) -> None: ...
-
-    def appended(self, seconds: float) -> None: ...
-
-    def webhook_tried(self, outcome: str) -> None: ...
-
-
-class NoMetrics:
-    """Counts nothing."""
-
-    def run_ended(self, workflow: str, state: str) -> None: ...
-
-    def attempt_ended(self, attempt: Attempt, outcome: Outcome) -> None: ...
-
-    def appended(self, seconds: float) -> None: ...
-
-    def webhook_tried(self, outcome: str) -> None: ...
 
 
 class Kernel:
@@ -277,9 +250,7 @@ class Kernel:
 
     def snapshot_bytes(self) -> bytes:
         """The whole state after everything decided so far."""
-        engine = self.engine.dump()
-        store = orjson.dumps(self.memory.to_state())
-        return _SNAPSHOT.pack(_MAGIC, SNAPSHOT_FORMAT, len(engine)) + engine + store
+        return join_snapshot(self.engine.dump(), orjson.dumps(self.memory.to_state()))
 
     def _restore(self, recovered: Recovered) -> None:
         if recovered.snapshot is not None:
@@ -462,24 +433,3 @@ class Kernel:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self.fatal(error)
-
-
-def split_snapshot(data: bytes) -> tuple[bytes, bytes]:
-    """The engine's part and the store's part of a snapshot.
-
-    Raises:
-        FormatVersionUnsupported: another release's format.
-        CorruptObject: not a run store's snapshot.
-    """
-    if len(data) < _SNAPSHOT.size:
-        raise CorruptObject("a snapshot of a run store is cut short")
-    magic, version, length = _SNAPSHOT.unpack_from(data)
-    if magic != _MAGIC:
-        raise CorruptObject("a snapshot was not written by a run store")
-    if version != SNAPSHOT_FORMAT:
-        raise FormatVersionUnsupported(
-            f"a snapshot has format {version}; this release reads format {SNAPSHOT_FORMAT}",
-            details={"found": version, "supported": SNAPSHOT_FORMAT},
-        )
-    start = _SNAPSHOT.size
-    return data[start : start + length], data[start + length :]

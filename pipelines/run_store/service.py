@@ -31,10 +31,11 @@ from pipelines.engine.core import EngineLimits
 from pipelines.engine.plan import compile_plan, definition_digest, spec_to_dict
 from pipelines.executor.port import Executor
 from pipelines.run_store.history import History
-from pipelines.run_store.housekeeping import ENDED, Archiver, WebhookPump
+from pipelines.run_store.housekeeping import ENDED, Archiver, Reporter, WebhookPump
 from pipelines.run_store.idempotency import fingerprint
-from pipelines.run_store.kernel import Kernel, StoreMetrics
+from pipelines.run_store.kernel import Kernel
 from pipelines.run_store.memory import Entry, delivery_of
+from pipelines.run_store.metrics import StoreMetrics
 from pipelines.run_store.outbound import OutboundPolicy
 from pipelines.run_store.records import WebhookQueued
 from pipelines.run_store.registration import Definition, read_definition
@@ -99,9 +100,12 @@ class RunStore:
 
     async def start(self) -> None:
         """Recover and go on. Raises what opening the log raises."""
+        began = self.kernel.clock.monotonic()
         await self.kernel.start()
+        self.kernel.metrics.recovered(self.kernel.clock.monotonic() - began)
         self.kernel.spawn(self.archiver.run())
         self.kernel.spawn(self.webhooks.run())
+        self.kernel.spawn(Reporter(kernel=self.kernel).run())
 
     async def close(self) -> None:
         """Stop at once. What was not durable was not acknowledged; what was is found at the next start."""

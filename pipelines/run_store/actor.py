@@ -1,0 +1,262 @@
+"""The run store of one shard as a detached Ray actor: builds the service from the configuration and delegates to it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from cluster.clock import SystemClock, SystemIds
+from cluster.config.loader import process_environment
+from cluster.config.models import Config, SecretRef
+from cluster.config.secrets import Secrets
+from cluster.config.wire import from_wire
+from cluster.errors import Fenced, HeadraceError, InternalError, ObjectNotFound, StorageUnavailable, Unavailable
+from cluster.names import CONTROL_PLANE, NAMESPACE
+from cluster.storage import Bucket, open_bucket
+from cluster.storage.probe import check_bucket
+from pipelines.engine.core import EngineLimits
+from pipelines.run_store.model_breakers import breaker_states
+from pipelines.run_store.outbound import OutboundPolicy
+from pipelines.run_store.service import RunStore
+from pipelines.run_store.settings import StoreSettings
+from pipelines.run_store.webhooks import AiohttpSender, WebhookSigner
+
+__all__ = ["METHODS", "RunStoreActor", "build_store"]
+
+METHODS = frozenset(
+    {
+        "cancel", "events", "get", "list", "logs", "register", "replay_webhook", "resume", "signal", "submit",
+        "workflow", "workflows",
+    }
+)  # fmt: skip
+START_WAIT_S = 20.0
+WATCH_S = 30.0
+_log = logging.getLogger(__name__)
+
+
+class RunStoreActor:
+    """Undecorated; `bootstrap` makes it an actor. It recovers by itself, also when nobody calls it.
+
+    Answers are `("ok", value)` or `("error", HeadraceError)`: an exception that leaves an actor call would arrive
+    wrapped, and would be logged as a defect.
+    """
+
+    async def __init__(self, wire: dict[str, Any], shard: int) -> None:  # type: ignore[misc]  # Ray awaits it
+        self._wire = wire
+        self._shard = shard
+        self._store: RunStore | None = None
+        self._ready = asyncio.Event()
+        self._failure: HeadraceError | None = None
+        self._life = asyncio.create_task(self._live(), name=f"run store {shard}")
+
+    async def call(self, method: str, args: tuple[Any, ...]) -> tuple[str, Any]:
+        """One of `METHODS` with its positional arguments."""
+        try:
+            store = await self._opened()
+            if method not in METHODS:
+                raise InternalError(f"a run store has no method {method!r}")
+            return "ok", await getattr(store, "list_runs" if method == "list" else method)(*args)
+        except HeadraceError as error:
+            return "error", error
+        except Exception as error:
+            _log.exception("call %s failed", method)
+            return "error", InternalError(f"a defect in the run store ({method}): {type(error).__name__}: {error}")
+
+    async def status(self) -> dict[str, Any]:
+        """What an operator or a test wants to know, once it has recovered."""
+        store = await self._opened()
+        return {**store.status(), "pid": os.getpid()}
+
+    async def ping(self) -> tuple[str, Any]:
+        """Returns once it has recovered, or with the reason why it cannot."""
+        try:
+            await self._opened()
+        except HeadraceError as error:
+            return "error", error
+        return "ok", os.getpid()
+
+    async def adopt(self, wire: dict[str, Any]) -> bool:
+        """Take a changed configuration: the store stops and recovers under it. False: nothing differs."""
+        if _relevant(wire) == _relevant(self._wire):
+            return False
+        self._wire = wire
+        self._life.cancel()
+        await asyncio.gather(self._life, return_exceptions=True)
+        self._ready.clear()
+        self._life = asyncio.create_task(self._live(adopted=True), name=f"run store {self._shard}")
+        return True
+
+    # ---- life ----
+
+    async def _opened(self) -> RunStore:
+        if not self._ready.is_set():
+            try:
+                async with asyncio.timeout(START_WAIT_S):
+                    await self._ready.wait()
+            except TimeoutError:
+                why = f": {self._failure.message}" if self._failure is not None else " (it reads its log)"
+                raise Unavailable(f"the run store of shard {self._shard} is not ready{why}", retry_after_s=5) from None
+        if self._store is None:
+            assert self._failure is not None
+            raise self._failure
+        return self._store
+
+    async def _live(self, *, adopted: bool = False) -> None:
+        bucket: Bucket | None = None
+        store: RunStore | None = None
+        try:
+            config, bucket = await self._configure(adopted=adopted)
+            store = await self._start(config, bucket)
+            self._store, self._failure = store, None
+            self._ready.set()
+            await _follow_breakers(store)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            known = error if isinstance(error, HeadraceError) else InternalError(f"{type(error).__name__}: {error}")
+            _log.exception("the run store of shard %s cannot work", self._shard)
+            self._failure = known
+            self._ready.set()
+        finally:
+            self._store = None
+            if store is not None:
+                await store.close()
+            if bucket is not None:
+                await bucket.close()
+
+    async def _configure(self, *, adopted: bool) -> tuple[Config, Bucket]:
+        """The configuration, and its bucket. Ray restarts an actor with its first arguments, so what it adopted since
+        is kept in the bucket."""
+        config = from_wire(self._wire)
+        bucket = _open(config)
+        key = f"runs/{self._shard}/config.json"
+        while True:
+            try:
+                await check_bucket(bucket, ids=SystemIds())
+                if not adopted and _restarted():
+                    self._wire = orjson.loads(await bucket.get(key))
+                    await bucket.close()
+                    config = from_wire(self._wire)
+                    bucket = _open(config)
+                else:
+                    await bucket.put(key, orjson.dumps(self._wire))
+                return config, bucket
+            except ObjectNotFound:
+                return config, bucket
+            except StorageUnavailable as error:
+                # A bucket that is away is no reason to die: callers are told why, and it is tried again.
+                self._failure = error
+                await asyncio.sleep(2.0)
+
+    async def _start(self, config: Config, bucket: Bucket) -> RunStore:
+        while True:
+            store = build_store(config, self._shard, bucket, on_fatal=self._on_fatal)
+            try:
+                await store.start()
+                return store
+            except StorageUnavailable as error:
+                self._failure = error
+                await asyncio.sleep(2.0)
+
+    def _on_fatal(self, error: BaseException) -> None:
+        """Memory is ahead of the log: end the process now. Ray starts a new one, unless another owner took over."""
+        _log.error("the run store of shard %s stops: %s", self._shard, error)
+        if isinstance(error, Fenced):
+            _leave_for_good()
+        os._exit(1)
+
+
+async def _follow_breakers(store: RunStore) -> None:
+    """Tell the engine what the control plane's table says of the models' breakers, for as long as the store lives."""
+    import ray
+
+    revision, known = 0, {}  # type: tuple[int, dict[str, str]]
+    while True:
+        try:
+            control = await asyncio.to_thread(ray.get_actor, CONTROL_PLANE, namespace=NAMESPACE)
+            table = await asyncio.wait_for(control.watch.remote(revision, WATCH_S), WATCH_S + 15)
+        except (ValueError, TimeoutError, ray.exceptions.RayError):
+            # Without a control plane the last table stays in force, as it does for the routers.
+            await asyncio.sleep(1.0)
+            revision = 0
+            continue
+        if table is None:
+            continue
+        revision = table.revision
+        states = breaker_states(table.models)
+        for model, state in states.items():
+            if known.get(model, "closed") != state:
+                store.set_breaker(f"model:{model}", state)
+        for model in known.keys() - states.keys():
+            store.set_breaker(f"model:{model}", "closed")
+        known = states
+
+
+def build_store(config: Config, shard: int, bucket: Bucket, *, on_fatal: Any) -> RunStore:
+    """The service with its real parts."""
+    from pipelines.executor.ray_executor import build_executor
+    from pipelines.run_store.metrics import RayMetrics
+    from pipelines.spec.load import known_of
+
+    open_world = config.environment == "dev"
+    policy = OutboundPolicy(allow=config.webhooks.allow, open_world=open_world)
+    secret = Secrets.open(process_environment()).resolve(config.webhooks.secret)
+    clock = SystemClock()
+    return RunStore(
+        shard=shard,
+        bucket=bucket,
+        executor=build_executor(config),
+        clock=clock,
+        ids=SystemIds(clock),
+        random=random.random,
+        sender=AiohttpSender(policy=policy),
+        signer=WebhookSigner(secret=secret.get_secret_value() if secret is not None else None),
+        webhook_policy=policy,
+        settings=StoreSettings.from_config(config),
+        engine_limits=EngineLimits(
+            max_parallel_steps=config.limits.max_parallel_steps,
+            max_foreach_items=config.limits.max_foreach_items,
+            max_open_runs=1 << 62,
+            max_nesting=config.limits.max_nesting,
+            queues={name: queue.concurrency for name, queue in config.queues.items()},
+        ),
+        known=known_of(config),
+        metrics=RayMetrics(shard),
+        on_fatal=on_fatal,
+    )
+
+
+def _open(config: Config) -> Bucket:
+    secrets = Secrets.open(process_environment())
+
+    def resolve(reference: SecretRef) -> str | None:
+        value = secrets.resolve(reference)
+        return value.get_secret_value() if value is not None else None
+
+    return open_bucket(config.storage, resolve_secret=resolve)
+
+
+def _relevant(wire: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts of a configuration that a run store works by."""
+    names = ("environment", "storage", "state", "images", "queues", "webhooks", "outbound_allow", "limits", "models")
+    out = {name: wire.get(name) for name in names}
+    out["models"] = sorted(wire.get("models") or {})
+    return out
+
+
+def _restarted() -> bool:
+    import ray
+
+    return bool(ray.get_runtime_context().was_current_actor_reconstructed)
+
+
+def _leave_for_good() -> None:
+    import ray
+
+    ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
