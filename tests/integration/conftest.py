@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from cluster.ray_runtime import LocalCluster, connect, start_local, stop_local
+from cluster.ray_runtime import LocalCluster, connect, driver_flags, start_local, stop_local
+
+# Ray reads these once, when it is first imported: before any test module is.
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+for _name, _value in driver_flags().items():
+    os.environ.setdefault(_name, _value)
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
