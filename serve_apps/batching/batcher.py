@@ -55,6 +55,7 @@ class Batcher(Generic[T, R]):
         self._planner = Planner(policy)
         self._entries: dict[int, _Entry[T, R]] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
         self._started_at: dict[asyncio.Task[None], float] = {}
         self._closed: HeadraceError | None = None
@@ -118,9 +119,11 @@ class Batcher(Generic[T, R]):
         loop = asyncio.get_running_loop()
         when = loop.time() + max(0.0, wake - now)
         if self._timer is not None:
-            if self._timer.when() <= when:
+            if self._due <= when:
                 return
             self._timer.cancel()
+        # uvloop gives a handle without `when()` for a time that has passed already, so the time is kept here.
+        self._due = when
         self._timer = loop.call_at(when, self._pump)
 
     def _pump(self) -> None:
