@@ -104,6 +104,8 @@ def check_workflow(spec: WorkflowSpec, *, known: Known | None = None) -> list[Pr
                 )
             )
         seen.setdefault(step_id, index)
+    if known.queues is not None and spec.queue is not None and spec.queue not in known.queues:
+        problems.append(_unknown("queue", spec.queue, known.queues, ("queue",)))
     edges: dict[str, dict[str, tuple[str | int, ...]]] = {step_id: {} for step_id in ids}
     for index, step in enumerate(spec.steps):
         base: tuple[str | int, ...] = ("steps", index)
@@ -125,6 +127,15 @@ def check_workflow(spec: WorkflowSpec, *, known: Known | None = None) -> list[Pr
         else:
             problem = _check_ref(ref_or_problem, None, spec, ids, path)
             problems += [problem] if problem else []
+    for index, step in enumerate(spec.steps):
+        if step.run_if in ("any_success", "any_failed") and not edges[step.id]:
+            problems.append(
+                Problem(
+                    path=("steps", index, "run_if"),
+                    message=f"run_if: {step.run_if} needs steps to wait for, and step {step.id!r} depends on none",
+                    suggestion="add depends_on",
+                )
+            )
     problems += _cycle(edges)
     return problems
 

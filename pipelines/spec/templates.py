@@ -92,6 +92,10 @@ class _Environment(ImmutableSandboxedEnvironment):
             return attr in _STR_METHODS
         return super().is_safe_attribute(obj, attr, value)
 
+    def wrap_str_format(self, value: Any) -> None:
+        """`str.format` can make huge texts; without Jinja's wrapper it is refused like any method not in the list."""
+        return None
+
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         if operator == "**" and not (isinstance(right, (int, float)) and abs(right) <= 64 and _small(left)):
             raise TemplateError("`**` in a template takes numbers, with an exponent up to 64")
