@@ -216,9 +216,7 @@ class Engine:
             fail_step(core, run, index, error_dict("rejected", message, answer=answer))
         return self._decide()
 
-    def plan_resume(
-        self, run_id: str, digest: str | None = None, *, plan: Plan | None = None
-    ) -> resuming.ResumePlan:
+    def plan_resume(self, run_id: str, digest: str | None = None, *, plan: Plan | None = None) -> resuming.ResumePlan:
         """What a resume would keep and run again, with reasons; with `digest`, under an edited definition, or with
         `plan` under one that is not registered (yet).
 

@@ -77,7 +77,6 @@ STEP_TABLE: Mapping[StepState, Mapping[str, StepState]] = {
         "StepFailed": _S.FAILED,
         "StepSucceeded": _S.SUCCESS,
         "RunEnded": _S.CANCELLED,
-        "RunResumed": _S.PENDING,
     },
     _S.RUNNING: {
         "StepParked": _S.RUNNING,
