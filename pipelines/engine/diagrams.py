@@ -1,4 +1,4 @@
-"""State diagrams in Mermaid, drawn from the transition tables; `python -m pipelines.engine.diagrams` writes the page."""
+"""State diagrams in Mermaid, drawn from the transition tables; `python -m pipelines.engine.diagrams` writes it."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _INTRO = """# States
 Drawn from the tables in `pipelines/engine/states.py` by `python -m pipelines.engine.diagrams`; a test fails when this
 page is not current. An arrow is a fact of the durable log (`pipelines/engine/events.py`); a pair of state and fact
 without an arrow raises `InvalidTransition` with the last facts of the run. `RunEnded` stands for the end of the whole
-run (`RunFailed`, `RunCancelled`), which cancels its open steps. Why a step waits (its dependencies, its queue, a lock, a
-breaker, a delay, an approval, the wait before a retry) is an attribute that `GET /runs/{id}` shows as `waiting`, not a
-state. A committed step that was edited before a resume is another step with the same id: it begins anew at PENDING.
+run (`RunFailed`, `RunCancelled`), which cancels its open steps. Why a step waits (its dependencies, its queue, a lock,
+a breaker, a delay, an approval, the wait before a retry) is an attribute that `GET /runs/{id}` shows as `waiting`, not
+a state. A committed step that was edited before a resume is another step with the same id: it begins anew at PENDING.
 """
 _NOTES = {
     "Run": "A run is PENDING until its first step starts. Only `resume`, which a person asks for, leads out of FAILED\n"
