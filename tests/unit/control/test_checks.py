@@ -1,0 +1,155 @@
+"""Signatures, golden requests and prefetching: pure rules."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.config.models import Signature, TensorSpec
+from cluster.errors import ModelError
+from serve_apps.control.compat import incompatibilities
+from serve_apps.control.deployer import reason_of
+from serve_apps.control.golden import check_answer, problems_in_golden, to_request
+from serve_apps.control.prefetch import SLOTS, Patterns, PrefetchRule, slot_of
+from serve_apps.protocol import InferResult
+
+BASE = Signature(
+    inputs={"a": TensorSpec(datatype="FP32", shape=(3,)), "b": TensorSpec(datatype="BYTES", optional=True)},
+    outputs={"y": TensorSpec(datatype="FP32")},
+)
+
+
+def changed(**parts: dict[str, TensorSpec]) -> Signature:
+    return Signature(
+        inputs={**BASE.inputs, **parts.get("inputs", {})}, outputs=parts.get("outputs", dict(BASE.outputs))
+    )
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        (BASE, None),
+        (None, None),
+        (changed(inputs={"c": TensorSpec(datatype="FP32", optional=True)}), None),
+        (changed(inputs={"a": TensorSpec(datatype="FP32", shape=(-1,))}), None),
+        (changed(inputs={"a": TensorSpec(datatype="FP32", shape=(3,), optional=True)}), None),
+        (changed(outputs={**BASE.outputs, "z": TensorSpec(datatype="JSON")}), None),
+        (changed(inputs={"c": TensorSpec(datatype="FP32")}), "input 'c' is new and required"),
+        (changed(inputs={"b": TensorSpec(datatype="BYTES")}), "was optional and is required now"),
+        (changed(inputs={"a": TensorSpec(datatype="INT32", shape=(3,))}), "was FP32 and is INT32 now"),
+        (changed(inputs={"a": TensorSpec(datatype="FP32", shape=(4,))}), "had shape [3] and takes [4] now"),
+        (changed(outputs={}), "output 'y' is gone"),
+        (changed(outputs={"y": TensorSpec(datatype="FP32", shape=(2,))}), "output 'y' had shape"),
+        (changed(outputs={"y": TensorSpec(datatype="FP32", optional=True)}), "always there and is optional now"),
+    ],
+)
+def test_what_may_differ_between_versions(target: Signature | None, words: str | None) -> None:
+    """A target may take more and promise more, never less."""
+    found = incompatibilities(BASE, target)
+    assert (found == []) if words is None else (words in "; ".join(found))
+
+
+@pytest.mark.parametrize(
+    ("condition", "value", "holds"),
+    [
+        ({"equals": "cat"}, "cat", True),
+        ("cat", "dog", False),
+        ({"contains": "ca"}, b"a cat", True),
+        ({"contains": "x"}, "a cat", False),
+        ({"matches": "^[0-9]+$"}, "42", True),
+        ({"matches": "^[0-9]+$"}, "forty-two", False),
+        ({"one_of": ["cat", "tiger"]}, "tiger", True),
+        ({"one_of": ["cat"]}, "dog", False),
+        ({"close_to": [0.1, 0.2], "tolerance": 0.01}, [0.105, 0.199], True),
+        ({"close_to": [0.1, 0.2]}, [0.2, 0.2], False),
+        ({"close_to": [0.1]}, [0.1, 0.2], False),
+        ({"min": 0.5, "max": 1}, 0.7, True),
+        ({"min": 0.5}, 0.4, False),
+        ({"max": 1}, "text", False),
+        ({"length": 3}, [1, 2, 3], True),
+        ({"min_length": 4}, "abc", False),
+        ({"not_empty": True}, "", False),
+    ],
+)
+def test_golden_conditions(condition: Any, value: Any, holds: bool) -> None:
+    """Each condition accepts what it says, and says what it saw otherwise."""
+    reasons = check_answer({"expect": {"out": condition}}, InferResult(outputs={"out": [value]}))
+    assert (reasons == []) is holds
+
+
+def test_golden_entries_are_checked_before_they_run() -> None:
+    """Typing errors in golden entries, missing outputs and errors of the model are named."""
+    assert problems_in_golden([{"inputs": {"text": "a"}, "expect": {"y": {"equal": 1}}}, {"expects": {}}]) == [
+        "golden[0].expect.y: unknown equal (known: close_to, contains, equals, length, matches, max, min, min_length, "
+        "not_empty, one_of, tolerance)",
+        "golden[1]: unknown expects (known: expect, inputs, max_ms, name, parameters)",
+        "golden[1]: `inputs` is missing (name: value)",
+    ]
+    assert check_answer({"expect": {"y": 1}}, InferResult(outputs={"x": [1]})) == ["no output 'y' (there are: x)"]
+    assert check_answer({"expect": {"y": 1}}, InferResult(error=ModelError("boom"))) == ["model_error: boom"]
+    request = to_request({"inputs": {"image": {"$base64": "aGk="}}}, identifier="g", deadline_s=None)
+    assert request.inputs == {"image": [b"hi"]}
+
+
+def test_a_traceback_is_reduced_to_its_reason() -> None:
+    """Operators see the last exception's sentence, not Serve's whole traceback."""
+    text = """The deployment failed to start 3 times in a row:
+ray::ServeReplica:x.initialize() (pid=1)
+  File "/a/b.py", line 3, in __init__
+    raise ValueError("x")
+ValueError: this model was told to fail at load"""
+    assert reason_of(text) == "ValueError: this model was told to fail at load"
+    assert reason_of("  Waiting for\n resources ") == "Waiting for resources"
+
+
+WEEK = 7 * 86_400
+MONDAY_9 = 4 * 86_400 + 9 * 3600.0
+"""1970-01-05, a Monday, 09:00 UTC."""
+
+
+def test_the_week_begins_on_monday() -> None:
+    """Slots are quarter hours of the week in UTC."""
+    assert slot_of(4 * 86_400) == 0
+    assert slot_of(MONDAY_9) == 36
+    assert slot_of(MONDAY_9 + WEEK) == 36
+    assert slot_of(4 * 86_400 - 1) == SLOTS - 1
+
+
+def test_a_weekly_habit_is_learned_and_forgotten() -> None:
+    """A model that is called every Monday at nine is warmed on the next one, and not after the habit ends."""
+    patterns, rule = Patterns(), PrefetchRule()
+    patterns.learn(MONDAY_9, {"m": [MONDAY_9 + 60 * k for k in range(15)]}, {})
+    assert patterns.needed(["m"], now=MONDAY_9 + 1, recent={}, rule=rule) == [], "one week is no habit yet"
+    for week in range(1, 4):
+        start = MONDAY_9 + week * WEEK
+        expected = patterns.needed(["m"], now=start - 60, recent={}, rule=rule)
+        assert [forecast.model for forecast in expected] == ["m"]
+        assert "hour of the week" in expected[0].why
+        assert patterns.needed(["m"], now=start + 6 * 3600, recent={}, rule=rule) == []
+        patterns.learn(start, {"m": [start + 60 * k for k in range(15)]}, {})
+    assert patterns.needed(["m"], now=MONDAY_9 + 12 * WEEK, recent={}, rule=rule) == []
+
+
+def test_what_follows_in_workflows_is_warmed() -> None:
+    """When runs call b after a, a call of a warms b."""
+    patterns, rule = Patterns(), PrefetchRule()
+    patterns.learn(0.0, {}, {"a": {"": 10, "b": 8, "c": 1}})
+    needed = patterns.needed(["b", "c"], now=100.0, recent={"a": 90.0}, rule=rule)
+    assert [(forecast.model, forecast.probability) for forecast in needed] == [("b", 0.8)]
+    assert patterns.needed(["b"], now=1000.0, recent={"a": 90.0}, rule=rule) == []
+
+
+@given(st.lists(st.floats(0, 10 * WEEK), max_size=60), st.floats(0, 12 * WEEK), st.floats(1, 7200))
+def test_a_forecast_is_a_probability(times: list[float], now: float, lead_s: float) -> None:
+    """Whatever arrived, the chance is between 0 and 1, grows with the lead time, and survives the snapshot."""
+    patterns = Patterns()
+    patterns.learn(max(times, default=0.0), {"m": sorted(times)}, {})
+    short, _ = patterns.probability_by_time("m", now, lead_s)
+    long, _ = patterns.probability_by_time("m", now, 2 * lead_s)
+    assert 0 <= short <= long + 1e-9 <= 1 + 1e-9
+    again = Patterns.model_validate_json(patterns.model_dump_json())
+    assert math.isclose(again.probability_by_time("m", now, lead_s)[0], short)
