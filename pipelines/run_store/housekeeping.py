@@ -151,11 +151,7 @@ class WebhookPump:
         self._sender = sender
         self._signer = signer
         self._flying: set[asyncio.Task[None]] = set()
-        self._wake = asyncio.Event()
-
-    def wake(self) -> None:
-        """Something new may be due."""
-        self._wake.set()
+        self._wake = kernel.outbox_changed
 
     async def run(self) -> None:
         """Until cancelled."""

@@ -87,6 +87,8 @@ class Kernel:
         self.recovered_runs = 0
         self.changed = asyncio.Event()
         """Set whenever something became durable; housekeeping clears it."""
+        self.outbox_changed = asyncio.Event()
+        """Set when a message may have become due."""
         self._log: DurableLog | None = None
         self._log_options = log_options
         self._on_fatal = on_fatal
@@ -320,6 +322,8 @@ class Kernel:
         if entry is not None:
             self.finished[run] = self.clock.monotonic()
             self.metrics.run_ended(entry.workflow, state)
+            if entry.meta.get("webhook"):
+                self.outbox_changed.set()
 
     def _attempt_ended(self, attempt: Attempt, outcome: Outcome) -> None:
         if self._stopped:

@@ -337,7 +337,7 @@ class RunStore:
         delivery = delivery_of(view, url, next_at=self.kernel.clock.now())
         future = self.kernel.decide(_nothing, [WebhookQueued(delivery=delivery)])
         await self.kernel.wait(future, timeout_s=self.settings.durable_timeout_s)
-        self.webhooks.wake()
+        self.kernel.outbox_changed.set()
         return {"id": run_id, "webhook": self._webhook(view)}
 
     # ---- workflows ----

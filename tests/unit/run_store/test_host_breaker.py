@@ -20,51 +20,56 @@ def opened(at: float = 100.0) -> HostBreakers:
 def test_failures_in_a_row_open_it_for_a_time() -> None:
     """After the configured number of failures the host is left alone until the ejection time is over."""
     breakers = HostBreakers(config=CONFIG)
-    assert not breakers.result("a", ok=False, started_at=1, at=1)
-    assert not breakers.result("a", ok=False, started_at=2, at=2)
-    assert breakers.retry_at("a", now=2) is None
-    assert breakers.result("a", ok=False, started_at=3, at=3)
-    assert breakers.retry_at("a", now=4) == 33
-    assert breakers.retry_at("b", now=4) is None
-    assert breakers.retry_at("a", now=33) is None
+    assert breakers.result("a", ok=False, started_at=1, at=1) is None
+    assert breakers.result("a", ok=False, started_at=2, at=2) is None
+    assert breakers.result("a", ok=False, started_at=3, at=3) == "open"
+    assert breakers.next_due() == 33
+    assert breakers.tick(32.9) == []
+    assert breakers.tick(33) == ["a"]
+    assert breakers.next_due() is None
+
+
+def test_a_success_in_between_starts_the_count_anew() -> None:
+    """Failures must follow each other; a host without recent failures costs no memory."""
+    breakers = HostBreakers(config=CONFIG)
+    for n in range(20):
+        assert breakers.result("a", ok=n % 3 == 0, started_at=n * 11, at=n * 11) is None
+    breakers.result("b", ok=True, started_at=1, at=1)
+    assert breakers.to_state() == {}
 
 
 def test_a_share_of_failures_opens_it_too() -> None:
     """Half of at least six calls within the interval is enough, in any order."""
     breakers = HostBreakers(config=CONFIG)
     changed = [breakers.result("a", ok=n % 2 == 0, started_at=n / 10, at=n / 10) for n in range(1, 9)]
-    assert any(changed)
-    assert breakers.retry_at("a", now=1) is not None
+    assert "open" in changed
 
 
 def test_a_late_success_does_not_close_it() -> None:
-    """A success of a call that began before the opening changes nothing."""
+    """A success of a call that began before the opening changes nothing, whenever it comes."""
     breakers = opened(at=100)
-    assert not breakers.result("a", ok=True, started_at=99, at=140)
-    breakers.started("a", now=141)
-    assert not breakers.result("a", ok=True, started_at=99, at=142)
-    assert breakers.shown(now=142)["a"]["state"] == "half_open"
+    assert breakers.result("a", ok=True, started_at=99, at=101) is None
+    breakers.tick(130)
+    for _ in range(5):
+        assert breakers.result("a", ok=True, started_at=99, at=142) is None
+    assert breakers.shown()["a"]["state"] == "half_open"
 
 
-def test_only_a_few_probes_go_out() -> None:
-    """When its time is over a few calls try it; the others stay parked until those have answered."""
+def test_enough_good_probes_close_it() -> None:
+    """A half-open host closes after the configured number of successes, and not before."""
     breakers = opened(at=100)
-    assert breakers.retry_at("a", now=131) is None
-    breakers.started("a", now=131)
-    breakers.started("a", now=131)
-    assert breakers.retry_at("a", now=131) is not None
-    assert not breakers.result("a", ok=True, started_at=131, at=132)
-    assert breakers.result("a", ok=True, started_at=131, at=132)
-    assert breakers.retry_at("a", now=132) is None
-    assert breakers.shown(now=132) == {}
+    assert breakers.tick(130) == ["a"]
+    assert breakers.result("a", ok=True, started_at=131, at=132) is None
+    assert breakers.result("a", ok=True, started_at=131, at=132) == "closed"
+    assert breakers.shown() == {}
 
 
 def test_a_failed_probe_opens_it_longer() -> None:
     """Each ejection lasts longer than the one before."""
     breakers = opened(at=100)
-    breakers.started("a", now=131)
-    assert breakers.result("a", ok=False, started_at=131, at=132)
-    assert breakers.retry_at("a", now=133) == 132 + 60
+    breakers.tick(130)
+    assert breakers.result("a", ok=False, started_at=131, at=132) == "open"
+    assert breakers.next_due() == 132 + 60
 
 
 def test_it_survives_a_restart() -> None:
@@ -72,4 +77,5 @@ def test_it_survives_a_restart() -> None:
     breakers = opened(at=100)
     restored = HostBreakers(config=CONFIG)
     restored.restore(breakers.to_state())
-    assert restored.retry_at("a", now=101) == breakers.retry_at("a", now=101) == 130
+    assert restored.next_due() == breakers.next_due() == 130
+    assert restored.shown() == breakers.shown()
