@@ -26,11 +26,10 @@ def storage_of(shared: Shared, url: str | None) -> StorageConfig:
 
 
 def verify_storage(shared: Shared, url: str | None) -> dict[str, Any]:
-    """`{url, ok, counts, violations}` of a bucket. Raises what opening it raises."""
-    from pipelines.verify import verify_bucket
-
+    """The report as JSON: `{url, ok, counts, violations, …}`. Raises what opening it raises."""
     from cluster.config.secrets import Secrets
     from cluster.storage import open_bucket
+    from pipelines.verify.reading import verify_bucket
 
     storage = storage_of(shared, url)
 
@@ -40,6 +39,6 @@ def verify_storage(shared: Shared, url: str | None) -> dict[str, Any]:
             report = await verify_bucket(bucket)
         finally:
             await bucket.close()
-        return {"url": storage.url, **report.to_dict()}
+        return {**report.to_dict(), "url": storage.url, "lines": report.lines()}
 
     return asyncio.run(check())

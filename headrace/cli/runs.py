@@ -369,16 +369,9 @@ def verify(
     from headrace.verifying import verify_storage
 
     report = verify_storage(shared(json=json), url)
+    lines = report.pop("lines")
     if json:
         print_json(report)
     else:
-        _show_report(report)
+        say("\n".join(lines))
     raise typer.Exit(0 if report["ok"] else 1)
-
-
-def _show_report(report: dict[str, Any]) -> None:
-    say(f"{report['url']}: {'clean' if report['ok'] else 'NOT clean'}")
-    for name, count in report["counts"].items():
-        say(f"  {name}: {count}")
-    for problem in report["violations"]:
-        say(f"  ✗ {short(problem, 300)}")

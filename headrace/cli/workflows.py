@@ -13,9 +13,10 @@ from headrace.cli.context import Json, Shared, shared
 from headrace.cli.output import print_json, print_table, say, short
 
 if TYPE_CHECKING:
+    from cluster.config.loader import Loaded
     from headrace.client import Client
 
-__all__ = ["add_to", "register_folders"]
+__all__ = ["add_to", "all_folders", "register_folders"]
 
 workflows = typer.Typer(help="Workflows: list, show, register.", invoke_without_command=True)
 webhooks = typer.Typer(help="Webhooks: replay.", no_args_is_help=True)
@@ -85,16 +86,16 @@ def register(
 
 def register_folders(client: Client, folders: Sequence[Path] | None, state: Shared) -> list[dict[str, Any]]:
     """Register these folders, or all the configuration's workflows, nested ones before those that use them."""
+    return [client.register(folder) for folder in folders or all_folders(state.load(unset="keep"))]
+
+
+def all_folders(loaded: Loaded) -> list[Path]:
+    """The folders of the configuration's workflows, nested ones before those that use them."""
     from pipelines.spec.load import load_workflows
 
-    if not folders:
-        loaded = state.load(unset="keep")
-        found = load_workflows(loaded.directory / loaded.config.workflows.dir, config=loaded.config)
-        uses = {
-            name: [step.workflow for step in item.spec.steps if step.workflow in found] for name, item in found.items()
-        }
-        folders = [found[str(name)].folder for name in TopologicalSorter(uses).static_order()]
-    return [client.register(folder) for folder in folders]
+    found = load_workflows(loaded.directory / loaded.config.workflows.dir, config=loaded.config)
+    uses = {name: [step.workflow for step in item.spec.steps if step.workflow in found] for name, item in found.items()}
+    return [found[str(name)].folder for name in TopologicalSorter(uses).static_order()]
 
 
 @webhooks.command("replay")
