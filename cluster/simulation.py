@@ -66,19 +66,22 @@ class SimLoop(asyncio.SelectorEventLoop):
         selector.loop = self
         self.now = 0.0
         self.unhandled: list[dict[str, Any]] = []
+        self.tasks: list[asyncio.Task[Any]] = []
+        """All of them, so that those of dead processes are not collected, and speak, in the middle of a history."""
         self.set_exception_handler(lambda _, context: self.unhandled.append(context))
+        self.set_task_factory(_remember)
 
     def time(self) -> float:
         return self.now
 
     def call_soon(self, callback: Any, *args: Any, context: Context | None = None) -> asyncio.Handle:  # type: ignore[override]
-        context = context or copy_context()
+        context = copy_context() if context is None else context  # an empty context is false
         return super().call_soon(*_guarded(callback, args, context), context=context)
 
     def call_at(  # type: ignore[override]
         self, when: float, callback: Any, *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:
-        context = context or copy_context()
+        context = copy_context() if context is None else context  # an empty context is false
         return super().call_at(when, *_guarded(callback, args, context), context=context)
 
 
@@ -98,7 +101,8 @@ class Process:
     crash_at: int | None = None
     freeze_at: int | None = None
     freeze_s: float = 0.0
-    on_crash: Callable[[], None] | None = None
+    on_end: Callable[[], None] | None = None
+    """Called, in the world's context, when it has crashed or frozen."""
     steps: int = 0
     alive: bool = True
     frozen: bool = False
@@ -118,14 +122,14 @@ class Process:
         if self.alive:
             self.alive = False
             self._held.clear()
-            if self.on_crash is not None:
-                self.on_crash()
+            self._tell()
 
     def freeze(self, seconds: float) -> None:
         """Stop for a while; the world goes on."""
         self.frozen = True
         # In an empty context: the alarm belongs to the world, not to the process.
         asyncio.get_running_loop().call_later(seconds, self._thaw, context=Context())
+        self._tell()
 
     def step(self, callback: Any, args: tuple[Any, ...], context: Context) -> None:
         """Run one callback, unless this is where the process ends."""
@@ -142,6 +146,10 @@ class Process:
             self._held.append((callback, args, context))
             return
         callback(*args)
+
+    def _tell(self) -> None:
+        if self.on_end is not None:
+            asyncio.get_running_loop().call_soon(self.on_end, context=Context())
 
     def _thaw(self) -> None:
         self.frozen = False
@@ -186,10 +194,21 @@ def simulate(work: Callable[[SimLoop], Coroutine[Any, Any, T]]) -> T:
         loop.close()
 
 
+def _remember(loop: Any, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
+    task: asyncio.Task[Any] = asyncio.Task(coroutine, loop=loop, **options)
+    loop.tasks.append(task)
+    return task
+
+
 def _discard(loop: SimLoop) -> None:
     """Close the coroutines of unfinished tasks in silence: dead processes must not speak from their `finally`."""
-    for task in asyncio.all_tasks(loop):
+    for task in loop.tasks:
+        if task.done():
+            continue
         task._log_destroy_pending = False  # type: ignore[attr-defined]
         coroutine = task.get_coro()
-        with contextlib.suppress(BaseException):
-            coroutine.close()
+        for _ in range(10):  # a `finally` that awaits needs one more close for each await
+            with contextlib.suppress(BaseException):
+                coroutine.close()
+                break
+    loop.tasks.clear()

@@ -86,6 +86,8 @@ class Archive:
         self._cache: OrderedDict[str, _Loaded] = OrderedDict()
         self._segments: dict[str, list[ArchiveSegment]] = {}
         self._count = 0
+        self.epoch = 0
+        """The owner's epoch in the log: objects carry it, so that a zombie never takes a newer owner's for orphans."""
 
     def __len__(self) -> int:
         return self._count
@@ -100,7 +102,7 @@ class Archive:
             members.sort(key=lambda run: order_key(run.summary["id"]))
             for chunk in _chunks(members):
                 segment = ArchiveSegment(
-                    key=f"{self._prefix}{hour:08d}/{self._ids.ulid()}",
+                    key=f"{self._prefix}{hour:08d}/{self.epoch:010d}-{self._ids.ulid()}",
                     low=order_key(chunk[0].summary["id"]),
                     high=order_key(chunk[-1].summary["id"]),
                     count=len(chunk),
@@ -165,9 +167,14 @@ class Archive:
                 yield row
 
     async def collect_orphans(self) -> int:
-        """Remove objects that no manifest names (a crash between writing and logging). Returns how many."""
+        """Remove objects that no manifest names (a crash between writing and logging). Returns how many.
+
+        Only those of earlier owners: they can log nothing any more, whereas this owner, or one that has followed it
+        without its knowing, may be about to.
+        """
         known = {segment.key for segments in self._segments.values() for segment in segments}
-        orphans = [key for key in await self._bucket.list(self._prefix) if key not in known]
+        found = await self._bucket.list(self._prefix)
+        orphans = [key for key in found if key not in known and _epoch(key) < self.epoch]
         for key in orphans:
             await self._bucket.delete(key)
         return len(orphans)
@@ -212,6 +219,12 @@ class _Reversed:
 
 def _hour(segment: ArchiveSegment) -> str:
     return segment.key.rsplit("/", 2)[-2]
+
+
+def _epoch(key: str) -> int:
+    """The owner that wrote an object; what is not such an object is left alone, as if it were of a later one."""
+    epoch, separator, _ = key.rsplit("/", 1)[-1].partition("-")
+    return int(epoch) if separator and epoch.isdigit() else 1 << 63
 
 
 def _chunks(runs: list[ArchivedRun]) -> Iterable[list[ArchivedRun]]:

@@ -91,9 +91,21 @@ async def test_only_what_was_logged_counts() -> None:
     await archive.write([run(1_700_000_000_000, 2)])
     successor = Archive(bucket=bucket, prefix="runs/0", ids=CountingIds(count=100))
     successor.restore(archive.to_state())
+    successor.epoch = 1
     assert await successor.collect_orphans() == 1
     assert len(await listed(successor)) == 1
     assert await successor.find(run(1_700_000_000_000, 1).summary["id"]) == b"r1"
+
+
+async def test_a_zombie_leaves_a_newer_owners_objects_alone() -> None:
+    """An owner that was replaced without knowing it does not take what its successor wrote for a crash's leftovers."""
+    bucket = MemoryBucket()
+    zombie = Archive(bucket=bucket, prefix="runs/0", ids=CountingIds())
+    successor = Archive(bucket=bucket, prefix="runs/0", ids=CountingIds(count=100))
+    zombie.epoch, successor.epoch = 1, 2
+    successor.add(await successor.write([run(1_700_000_000_000, 1)]))
+    assert await zombie.collect_orphans() == 0
+    assert len(await listed(successor)) == 1
 
 
 @pytest.mark.parametrize("place", [0, 20, -1])
