@@ -118,6 +118,7 @@ class Kernel:
             self.bucket, self.prefix, clock=self.clock, ids=self.ids, options=options
         )
         self._log = log
+        self.memory.archive.epoch = log.epoch
         self._restore(recovered)
         for entry in self.memory.entries.values():
             entry.history.shown = entry.history.last
