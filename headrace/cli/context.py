@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cluster.config.environment import process_environment
 from cluster.errors import InvalidInput
 
 if TYPE_CHECKING:
     from cluster.config.interpolate import Unset
     from cluster.config.loader import Loaded
     from headrace.client import Client
+    from headrace.transports import Transport
 
 __all__ = ["Json", "Shared", "shared"]
 
@@ -32,6 +32,8 @@ class Shared:
     flags: dict[str, str] = field(default_factory=dict)
     url: str | None = None
     json: bool = False
+    transport: Transport | None = None
+    """Instead of finding a cluster: for tests."""
 
     def load(self, *, unset: Unset = "error") -> Loaded:
         """The configuration (`unset`: what a variable that is not set means, see `cluster.config.interpolate`)."""
@@ -48,8 +50,10 @@ class Shared:
     def client(self, *, timeout_s: float = 60) -> Client:
         from headrace.client import Client
         from headrace.connection import find_connection
-        from headrace.transports import HandleTransport, HttpTransport, Transport
+        from headrace.transports import HandleTransport, HttpTransport
 
+        if self.transport is not None:
+            return Client(transport=self.transport)
         found = find_connection(self.env, url=self.url, environment=self.environment)
         transport: Transport = (
             HandleTransport(timeout_s=timeout_s)
@@ -68,9 +72,12 @@ def shared(*, json: bool = False) -> Shared:
     return _shared
 
 
-def configure(
-    environment: str | None, configs: Path | None, settings: list[str], url: str | None, env: Mapping[str, str] | None
-) -> None:
+def begin(env: Mapping[str, str], transport: Transport | None) -> None:
+    """A new invocation, before its options are read."""
+    _shared.env, _shared.transport, _shared.json = env, transport, False
+
+
+def configure(environment: str | None, configs: Path | None, settings: list[str], url: str | None) -> None:
     """Take in the options before the command. Raises InvalidInput for a --set that is not KEY=VALUE."""
     flags = {}
     for setting in settings:
@@ -78,6 +85,4 @@ def configure(
         if not sign or not key.strip():
             raise InvalidInput(f"--set {setting}: write KEY=VALUE, such as router.port=8001")
         flags[key.strip()] = value
-    _shared.env = process_environment() if env is None else env
     _shared.environment, _shared.configs, _shared.flags, _shared.url = environment, configs, flags, url
-    _shared.json = False

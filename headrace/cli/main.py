@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cluster.config.environment import process_environment
 from cluster.errors import HeadraceError
 from headrace.cli import clusters, configs, keys, models, releases, runs, workflows
-from headrace.cli.context import configure, shared
+from headrace.cli.context import begin, configure, shared
 from headrace.cli.output import fail, note, say
+
+if TYPE_CHECKING:
+    from headrace.transports import Transport
 
 __all__ = ["app", "main"]
 
@@ -44,7 +49,7 @@ def options(
         typer.Option("--url", help="The cluster's URL [HEADRACE_URL, else what `up` left]", show_default=False),
     ] = None,
 ) -> None:
-    configure(environment, configs_dir, settings or [], url, None)
+    configure(environment, configs_dir, settings or [], url)
 
 
 clusters.add_to(app)
@@ -81,11 +86,14 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(run(arguments))
 
 
-def run(arguments: list[str] | None = None) -> int:
-    """As `main`, returning the exit code."""
+def run(
+    arguments: list[str] | None = None, *, env: Mapping[str, str] | None = None, transport: Transport | None = None
+) -> int:
+    """As `main`, returning the exit code. `env` and `transport` stand in for the process's own and the cluster's."""
     from typer._completion_classes import completion_init
 
     completion_init()
+    begin(process_environment() if env is None else env, transport)
     try:
         app(args=arguments, prog_name="headrace")
     except HeadraceError as error:
