@@ -150,7 +150,7 @@ class Demo:
             f"{sum(tally.finished.values())} are finished now"
         )
         table = Table("photo", "seen", "caption", box=None, padding=(0, 2))
-        for row in ended.output["gather"] if "gather" in ended.output else ended.output:
+        for row in ended.output.get("gather", []):
             table.add_row(row["photo"], row["label"], row["caption"])
         self.console.print(table)
 
