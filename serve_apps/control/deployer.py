@@ -42,20 +42,21 @@ class ServeDeployer:
 
         from serve_apps.hosts.app import build_app
 
-        try:
-            application = build_app(
-                app=spec.app,
-                model=spec.model,
-                version=spec.version,
-                task=spec.task,
-                config=spec.config,
-                signature=spec.signature,
-            )
-        except HeadraceError:
-            raise
-        except Exception as error:
-            raise InvalidConfig(f"{spec.model} {spec.version}: {type(error).__name__}: {error}") from error
+        # Making an application is in the lock too: Serve pickles its options by a registry that all threads share.
         with self._one_at_a_time:
+            try:
+                application = build_app(
+                    app=spec.app,
+                    model=spec.model,
+                    version=spec.version,
+                    task=spec.task,
+                    config=spec.config,
+                    signature=spec.signature,
+                )
+            except HeadraceError:
+                raise
+            except Exception as error:
+                raise InvalidConfig(f"{spec.model} {spec.version}: {type(error).__name__}: {error}") from error
             try:
                 serve.run_many(
                     [serve.RunTarget(target=application, name=spec.app, route_prefix=None)],
