@@ -8,7 +8,7 @@ import pytest
 
 from tests.simulation.log_history import LogHistory
 
-HISTORIES = 1000
+HISTORIES = 1500
 
 
 def play(seeds: range) -> list[LogHistory]:
