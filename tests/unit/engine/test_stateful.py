@@ -124,7 +124,7 @@ class EngineMachine(RuleBasedStateMachine):
         steps = data.draw(workflows(nested="inner"))
         self.h.take(self.h.engine.register({"name": "w", "steps": steps}, now=self.h.now))
         self.old: list[Attempt] = []
-        self.crashes = 0
+        self.crashes = self.before_crash = 0
 
     @rule(flag=st.booleans())
     def submit(self, flag: bool) -> None:
@@ -143,8 +143,14 @@ class EngineMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def report_an_old_attempt_again(self, data: st.DataObject) -> None:
         attempt = data.draw(st.sampled_from(self.old))
-        if attempt.fence not in self.h.running:
-            assert self.h.end(attempt, Outcome(status="success", output="late")).refused is not None
+        if attempt.fence in self.h.running:
+            return
+        if self.h.end(attempt, Outcome(status="success", output="late")).refused is None:
+            # Only an attempt of before a crash that has not been started again yet: it is still the newest of its unit.
+            unit = (attempt.run_id, attempt.step_id, attempt.item)
+            fences = [e.fence for e in self.h.events(events.AttemptStarted) if (e.run_id, e.step_id, e.item) == unit]
+            assert self.crashes
+            assert max(f for f in fences if f <= self.before_crash) == attempt.fence
 
     @rule(seconds=st.sampled_from([0.5, 3, 12, 45, 150]))
     def let_time_pass(self, seconds: float) -> None:
@@ -192,6 +198,8 @@ class EngineMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def crash(self, data: st.DataObject) -> None:
         self.old += self.h.running.values()
+        self.crashes += 1
+        self.before_crash = self.h.highest
         self.h.crash(data.draw(st.none() | st.integers(0, len(self.h.log))))
 
     @invariant()
