@@ -1,6 +1,7 @@
 """A run's story as its followers see it: numbered events, made from the engine's facts. Pure.
 
-Lines are kept as JSON bytes, made once: a run with many followers, or none, costs the same.
+A line is kept as the fact's own log record, and turned into what followers see when one reads it: most runs have no
+follower. Facts with large values are turned at once, since followers do not get those values.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import Any
 
 import orjson
 
+from pipelines.engine.codec import from_dict
 from pipelines.engine.events import (
     AttemptFailed,
     AttemptStarted,
@@ -30,11 +32,12 @@ from pipelines.engine.events import (
     StepSucceeded,
 )
 
-__all__ = ["MAX_LINES", "TERMINAL_EVENTS", "History", "public_event"]
+__all__ = ["MAX_LINES", "History", "is_public", "public_event"]
 
 MAX_LINES = 4000
 """Of a very long story the older half is dropped; `events` then starts at a later number."""
-TERMINAL_EVENTS = frozenset({"run.succeeded", "run.failed", "run.cancelled"})
+_KEEP_RECORD = 600
+"""Records up to this many bytes are kept as they are."""
 
 
 class History:
@@ -52,9 +55,9 @@ class History:
         """The number of the newest line, committed or not; 0 for none."""
         return self.first + len(self._lines) - 1
 
-    def add(self, line: bytes) -> int:
-        """Append one line and return its number."""
-        self._lines.append(line)
+    def add(self, event: Event, record: bytes) -> int:
+        """Append a fact that followers learn of (see `is_public`) and return its number."""
+        self._lines.append(record if len(record) <= _KEEP_RECORD else line(event))
         if len(self._lines) > MAX_LINES:
             dropped = len(self._lines) // 2
             del self._lines[:dropped]
@@ -68,7 +71,11 @@ class History:
         out: list[dict[str, Any]] = []
         for at in range(start, end + 1):
             raw = orjson.loads(self._lines[at - self.first])
-            out.append({"id": at, "event": raw["event"], "data": raw["data"]})
+            if "e" in raw:
+                name, data = public_event(from_dict(raw))
+            else:
+                name, data = raw["event"], raw["data"]
+            out.append({"id": at, "event": name, "data": data})
         return out
 
     def to_state(self) -> list[Any]:
@@ -85,17 +92,20 @@ class History:
         return history
 
 
-def line(event: str, data: Mapping[str, Any]) -> bytes:
-    """One line of a history."""
-    return orjson.dumps({"event": event, "data": data})
+def is_public(event: Event) -> bool:
+    """Whether followers of a run learn of this fact."""
+    return type(event) in _MAKERS
 
 
-def public_event(event: Event) -> tuple[str, dict[str, Any]] | None:
-    """The name and data that followers get for a fact; None for facts that are not theirs."""
-    maker = _MAKERS.get(type(event))
-    if maker is None:
-        return None
-    name, data = maker(event)
+def line(event: Event) -> bytes:
+    """One line of a history, without the values that followers do not get."""
+    name, data = public_event(event)
+    return orjson.dumps({"event": name, "data": data}, default=str)
+
+
+def public_event(event: Event) -> tuple[str, dict[str, Any]]:
+    """The name and data that followers get for a fact that is theirs."""
+    name, data = _MAKERS[type(event)](event)
     data["at"] = getattr(event, "at", None)
     return name, {key: value for key, value in data.items() if value is not None}
 

@@ -100,7 +100,7 @@ class Archiver:
         kernel = self._kernel
         return (
             kernel.log.segments_since_snapshot >= kernel.settings.snapshot_every
-            or kernel.records_since_snapshot >= kernel.settings.snapshot_records
+            or kernel.records_since_snapshot >= max(kernel.settings.snapshot_records, 4 * len(kernel.engine))
         )
 
     async def _pause(self) -> None:

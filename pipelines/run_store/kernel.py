@@ -167,8 +167,9 @@ class Kernel:
         records: list[bytes] = []
         touched: dict[str, Entry] = {}
         for event in decision.events:
-            records.append(encode_event(event))
-            entry = memory.ingest(event)
+            record = encode_event(event)
+            records.append(record)
+            entry = memory.ingest(event, record)
             if entry is not None:
                 touched[entry.id] = entry
         for fact in facts:
@@ -270,7 +271,7 @@ class Kernel:
             if isinstance(record, StoreFact):
                 memory.apply(record)
             else:
-                memory.ingest(record)
+                memory.ingest(record, data)
                 yield record
 
     # ---- after durability ----

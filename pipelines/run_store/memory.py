@@ -22,7 +22,7 @@ from pipelines.engine.events import (
     RunSucceeded,
 )
 from pipelines.run_store.archive import Archive
-from pipelines.run_store.history import History, line, public_event
+from pipelines.run_store.history import History, is_public
 from pipelines.run_store.host_breaker import HostBreakers
 from pipelines.run_store.idempotency import IdempotencyKeys
 from pipelines.run_store.outbox import Delivery, Outbox, payload
@@ -62,8 +62,8 @@ class Memory:
         self._order: list[str] = []
         self._by_order: dict[str, str] = {}
 
-    def ingest(self, event: Event) -> Entry | None:
-        """Take one fact of the engine; returns the run whose history got a line."""
+    def ingest(self, event: Event, record: bytes) -> Entry | None:
+        """Take one fact of the engine and its log record; returns the run whose history got a line."""
         run_id: str | None = getattr(event, "run_id", None)
         if run_id is None:
             return None
@@ -84,9 +84,8 @@ class Memory:
             entry = found
             if isinstance(event, (RunSucceeded, RunFailed, RunCancelled)):
                 self._ended(entry, event, _ENDED[type(event)])
-        shown = public_event(event)
-        if shown is not None:
-            entry.history.add(line(*shown))
+        if is_public(event):
+            entry.history.add(event, record)
         return entry
 
     def apply(self, fact: StoreFact) -> None:

@@ -13,17 +13,18 @@ __all__ = ["StoreSettings"]
 class StoreSettings:
     """`submit_linger_s` and `step_linger_s`: how long a submit, or a step's result, may wait for company in one bucket
     write while the log is busy. `snapshot_every`: log segments between snapshots; `snapshot_records`: or that many
-    records. `archive_batch` finished runs are moved to the bucket together, at the latest `archive_after_s` after the
-    first of them ended. `durable_timeout_s`: how long a caller waits for durability before it is told to come again.
+    records, and no fewer than some per run in memory, so that snapshots stay a small part of the work.
+    `archive_batch` finished runs are moved to the bucket together, at the latest `archive_after_s` after the first of
+    them ended. `durable_timeout_s`: how long a caller waits for durability before it is told to come again.
     """
 
     max_queued_runs: int = 100_000
     max_input_bytes: int = 8 << 20
     spill_bytes: int = 64 << 10
-    submit_linger_s: float = 0.01
+    submit_linger_s: float = 0.018
     step_linger_s: float = 0.005
     snapshot_every: int = 2000
-    snapshot_records: int = 200_000
+    snapshot_records: int = 50_000
     archive_batch: int = 1000
     archive_after_s: float = 60.0
     durable_timeout_s: float = 10.0

@@ -1,0 +1,220 @@
+"""The looking half of a run store: runs, lists, events, logs, workflows. It shows committed facts only."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import orjson
+
+from cluster.errors import InvalidInput, NotFound
+from pipelines.engine.plan import Plan
+from pipelines.run_store.history import History
+from pipelines.run_store.housekeeping import ENDED
+from pipelines.run_store.kernel import Kernel
+from pipelines.run_store.memory import Entry
+from pipelines.run_store.runids import created_ms, order_key, ulid_floor
+from pipelines.run_store.settings import StoreSettings
+
+__all__ = ["RunReader"]
+
+PAGE = 1000
+
+
+class RunReader:
+    """Base of `RunStore`: everything that changes nothing. A state is computed first and told when it is durable."""
+
+    kernel: Kernel
+    settings: StoreSettings
+
+    async def get(self, run_id: str) -> dict[str, Any]:
+        """One run with its steps. Raises `NotFound`."""
+        kernel = self.kernel
+        kernel.check_open()
+        if run_id in kernel.engine:
+            view = kernel.engine.view(run_id)
+            entry = kernel.memory.entries[run_id]
+            await kernel.wait(entry.last, timeout_s=self.settings.read_timeout_s)
+        else:
+            view = kernel.engine.view_of_record(await self.archived_record(run_id))
+        return self._finish_view(view)
+
+    async def list_runs(self, query: Mapping[str, Any]) -> dict[str, Any]:
+        """Runs, newest first: `{workflow?, state?, since?, limit, cursor?}` → `{runs, next_cursor}`."""
+        kernel = self.kernel
+        kernel.check_open()
+        limit = max(1, min(int(query.get("limit") or 50), PAGE))
+        cursor = _cursor(query.get("cursor"))
+        since = ulid_floor(max(0, int(float(query["since"]) * 1000))) if query.get("since") is not None else ""
+        states = query.get("state")
+        wanted = {states} if isinstance(states, str) else set(states or ())
+        workflow = query.get("workflow")
+        rows: list[dict[str, Any]] = []
+        await kernel.wait_all(timeout_s=self.settings.read_timeout_s)
+        async for row in self._rows(cursor, since):
+            if (workflow is None or row["workflow"] == workflow) and (not wanted or row["state"] in wanted):
+                rows.append(row)
+                if len(rows) > limit:
+                    break
+        more = len(rows) > limit
+        rows = rows[:limit]
+        await kernel.wait_all(timeout_s=self.settings.read_timeout_s)
+        return {"runs": rows, "next_cursor": order_key(rows[-1]["id"]) if more else None}
+
+    async def events(self, run_id: str, after: int, wait_s: float) -> dict[str, Any]:
+        """Committed events with id > `after`; waits up to `wait_s` for the first. `done`: no more will come."""
+        kernel = self.kernel
+        kernel.check_open()
+        entry = kernel.memory.entries.get(run_id)
+        if entry is None:
+            history = History.from_state((await self.archived_record(run_id)).get("history") or [1, ""])
+            return _page(history, after, ended=True)
+        page = self._live_page(entry, after)
+        if page["events"] or page["done"] or wait_s <= 0:
+            return page
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        entry.waiters.append(waiter)
+        try:
+            async with asyncio.timeout(min(wait_s, self.settings.max_wait_s)):
+                await waiter
+        except TimeoutError:
+            pass
+        finally:
+            if not waiter.done():
+                waiter.cancel()
+            if waiter in entry.waiters:
+                entry.waiters.remove(waiter)
+        return self._live_page(entry, after)
+
+    async def logs(self, run_id: str, step_id: str = "*") -> dict[str, Any]:
+        """Blob references of what a step (`*`: every step) printed. Raises `NotFound`."""
+        view = await self.get(run_id)
+        steps = [step for step in view["steps"] if step_id in ("*", step["id"])]
+        if not steps:
+            known = ", ".join(step["id"] for step in view["steps"])
+            raise NotFound(f"the run {run_id} has no step {step_id!r} (it has: {known})")
+        return {
+            "attempts": [
+                {"step": step["id"], "item": None, "attempt": step.get("attempts", 0), "log": step.get("log")}
+                for step in steps
+                if step.get("log") is not None or step_id != "*"
+            ]
+        }
+
+    async def workflows(self) -> list[dict[str, Any]]:
+        """The newest definition of every workflow, in short."""
+        self.kernel.check_open()
+        await self.kernel.wait_all(timeout_s=self.settings.read_timeout_s)
+        return [_workflow(plan) for _, plan in sorted(self.kernel.engine.workflows.items())]
+
+    async def workflow(self, name: str) -> dict[str, Any]:
+        """One workflow with its definition. Raises `NotFound`."""
+        self.kernel.check_open()
+        plan = self.kernel.engine.workflows.get(name)
+        if plan is None:
+            known = ", ".join(sorted(self.kernel.engine.workflows)) or "none"
+            raise NotFound(f"there is no workflow {name!r} (known: {known})")
+        return {**_workflow(plan), "definition": plan.raw}
+
+    def status(self) -> dict[str, Any]:
+        """For operators: counts, the log's state, what the bucket's trouble is."""
+        kernel = self.kernel
+        log = kernel.log
+        return {
+            "shard": kernel.shard,
+            "epoch": log.epoch,
+            "position": log.position,
+            "trouble": log.trouble.message if log.trouble is not None else None,
+            "segments_since_snapshot": log.segments_since_snapshot,
+            "segments": log.stats.segments,
+            "records": log.stats.records,
+            "archived": len(kernel.memory.archive),
+            "finished": len(kernel.finished),
+            "attempts": len(kernel.attempts),
+            "webhooks": len(kernel.memory.outbox),
+            "hosts": kernel.memory.hosts.shown(),
+            **kernel.engine.gauges(),
+        }
+
+    # ---- inside ----
+
+    async def archived_record(self, run_id: str) -> dict[str, Any]:
+        record = await self.kernel.memory.archive.find(run_id)
+        if record is None:
+            raise NotFound(f"there is no run {run_id}")
+        found: dict[str, Any] = orjson.loads(record)
+        return found
+
+    def _live_page(self, entry: Entry, after: int) -> dict[str, Any]:
+        engine = self.kernel.engine
+        ended = entry.id not in engine or engine.run_state(entry.id) in ENDED
+        return _page(entry.history, after, ended=ended)
+
+    async def _rows(self, before: str | None, since: str) -> AsyncIterator[dict[str, Any]]:
+        """Summaries of runs in memory and in the archive, newest first; memory wins."""
+        kernel = self.kernel
+        live = [entry.id for entry in kernel.memory.newest(before=before, since=since)]
+        position = 0
+        async for archived in kernel.memory.archive.rows(before=before, since=since):
+            key = order_key(archived["id"])
+            while position < len(live) and order_key(live[position]) > key:
+                if live[position] in kernel.engine:
+                    yield kernel.engine.summary(live[position])
+                position += 1
+            if position < len(live) and order_key(live[position]) == key:
+                continue
+            yield archived
+        for run_id in live[position:]:
+            if run_id in kernel.engine:
+                yield kernel.engine.summary(run_id)
+
+    def _finish_view(self, view: dict[str, Any]) -> dict[str, Any]:
+        """The engine's view plus what the run store knows; what it attached for itself is not shown."""
+        meta = view.pop("meta", None) or {}
+        view["caller"] = meta.get("caller")
+        if meta.get("webhook"):
+            view["webhook"] = {"url": meta["webhook"]["url"]}
+            view["webhook"] = self.webhook_view(view)
+        return view
+
+    def webhook_view(self, view: Mapping[str, Any]) -> dict[str, Any]:
+        url = view["webhook"]["url"]
+        delivery = self.kernel.memory.outbox.of_run(view["id"])
+        if delivery is None:
+            return {"url": url, "state": "delivered" if view["state"] in ENDED else "waiting"}
+        shown = {"url": url, "state": delivery.state, "attempts": delivery.attempts, "message_id": delivery.id}
+        if delivery.attempts:
+            shown.update(last_status=delivery.last_status, last_error=delivery.last_error, next_at=delivery.next_at)
+        return shown
+
+
+def _page(history: History, after: int, *, ended: bool) -> dict[str, Any]:
+    events = history.after(after, limit=PAGE)
+    last = events[-1]["id"] if events else max(after, history.shown)
+    page: dict[str, Any] = {"events": events, "done": ended and last >= history.last}
+    if after + 1 < history.first:
+        page["skipped_to"] = history.first
+    return page
+
+
+def _cursor(raw: Any) -> str | None:
+    if raw is None:
+        return None
+    try:
+        created_ms(str(raw))
+    except ValueError:
+        raise InvalidInput(f"cursor={raw!r} is not one that a list of runs gave") from None
+    return str(raw)
+
+
+def _workflow(plan: Plan) -> dict[str, Any]:
+    spec = plan.spec
+    inputs = spec.inputs
+    return {
+        "name": plan.name,
+        "digest": plan.digest,
+        "description": spec.description,
+        "inputs": None if inputs is None else {name: value.model_dump(mode="json") for name, value in inputs.items()},
+        "steps": [{"id": step.id, "type": step.type} for step in spec.steps],
+    }
