@@ -1,0 +1,57 @@
+"""One running environment for all chaos tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from cluster.ray_runtime import stop_local
+from tests.environment import Environment
+
+CHAIN = """
+workflow:
+  name: chain
+  inputs: {journal: string, steps_s: {type: number, default: 0.05}}
+  retry: {max_attempts: 6, initial_interval: 200ms, max_interval: 2s}
+  steps:
+%s"""
+FIRST = """\
+    - {id: s1, type: python_script, script: work.py, resources: {cpus: 0.5}, input: {run: "{{input}}"}}
+"""
+NEXT = """\
+    - id: s%d
+      type: python_script
+      script: work.py
+      resources: {cpus: 0.5}
+      input: {run: "{{input}}", before: "{{steps.s%d.output}}"}
+"""
+WORK = '''
+"""Writes down that it ran, works a little, and counts."""
+import json, os, time
+
+def main(value, context):
+    before = value.get("before", 0)
+    line = {"run": context.run_id, "step": context.step_id, "attempt": context.attempt, "fence": context.fence,
+            "pid": os.getpid(), "at": time.time()}
+    with open(value["run"]["journal"], "a") as journal:
+        journal.write(json.dumps(line) + "\\n")
+    time.sleep(value["run"]["steps_s"])
+    return before + 1
+'''
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Environment]:
+    """A running environment without models."""
+    made = Environment(tmp_path_factory.mktemp("chaos"))
+    made.add_workflow(
+        "chain",
+        {"workflow.yaml": CHAIN % (FIRST + "".join(NEXT % (n, n - 1) for n in range(2, 6))), "work.py": WORK},
+    )
+    (made.folder / "journal.jsonl").touch()
+    try:
+        made.up()
+        yield made
+    finally:
+        stop_local(made.state / "dev")
