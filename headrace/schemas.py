@@ -43,11 +43,29 @@ def workflow_schema() -> dict[str, Any]:
 
     inner = WorkflowSpec.model_json_schema(by_alias=True)
     definitions = inner.pop("$defs")
-    for name in ("ForeachSpec", "ConcurrencySpec", "OnErrorSpec", "InputSpec", "TimeoutSpec", "RetrySpec"):
-        if name in definitions:
-            definitions[name] = {"anyOf": [{"type": ["string", "integer", "number", "array", "object"]}]} | {
-                "description": definitions[name].get("description", "")
-            }
+    short: dict[str, Any] = {
+        "ForeachSpec": {"type": ["string", "array"], "description": "the items, or a template that gives them"},
+        "ConcurrencySpec": {"type": "string", "description": "the key; one at a time"},
+        "InputSpec": {"type": ["string", "null"], "description": "the type alone"},
+        "TimeoutSpec": {"type": ["number", "string"], "description": "of one attempt: 30, 5m"},
+        "RetrySpec": {"type": "integer", "description": "attempts"},
+        "OnErrorSpec": {
+            "anyOf": [{"enum": ["fail", "continue"]}, {"required": ["default"]}, {"required": ["goto"]}],
+            "description": "fail, continue, {default: value} or {goto: step}",
+        },
+    }
+    foreach = definitions["ForeachSpec"]["properties"]
+    foreach["on_failure"] = {"anyOf": [foreach["on_failure"], {"type": "object", "required": ["threshold"]}]}
+    for name, form in short.items():
+        definitions[name] = {
+            "anyOf": [form, definitions[name]],
+            "description": definitions[name].get("description", ""),
+        }
+    several = {"anyOf": [inner["properties"]["inputs"], {"type": "array", "items": {"type": "string"}}]}
+    inner["properties"]["inputs"] = several
+    step = definitions["StepSpec"]["properties"]
+    step["depends_on"] = {"anyOf": [step["depends_on"], {"type": "string"}]}
+    step["expected_status"] = {"anyOf": [step["expected_status"], {"type": "integer"}]}
     schema = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "headrace workflow",

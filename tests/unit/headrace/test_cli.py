@@ -1,0 +1,344 @@
+"""The command line: output, errors and exit codes, over a scripted cluster."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.errors import Overloaded, Unavailable
+from headrace.cli.main import run
+from headrace.testing import ScriptedTransport, problem, reply
+from headrace.wire import Response
+
+ROOT = Path(__file__).resolve().parents[3]
+CONFIGS = ["--configs", str(ROOT / "configs")]
+RUN = {"id": "run-0-x", "workflow": "w", "state": "RUNNING", "steps": []}
+DONE = {**RUN, "state": "SUCCESS", "output": {"answer": 42}}
+FAILED = {
+    **RUN,
+    "state": "FAILED",
+    "error": {"code": "step_failed", "message": "step a failed: boom"},
+    "steps": [{"id": "a", "state": "FAILED", "error": {"message": "boom", "details": {"where": "a.py:3"}}}],
+}
+Capture = pytest.CaptureFixture[str]
+
+
+def stream(*events: tuple[int, str, dict[str, Any]]) -> Response:
+    text = "".join(f"id: {n}\nevent: {e}\ndata: {json.dumps(d)}\n\n" for n, e, d in events)
+    return Response(200, {}, text.encode())
+
+
+def script_of(end: dict[str, Any]) -> ScriptedTransport:
+    return (
+        ScriptedTransport()
+        .on("POST", "/workflows/w/runs", reply(RUN, status=202))
+        .on("GET", "/runs/run-0-x", reply(end))
+        .on(
+            "GET",
+            "/runs/run-0-x/events",
+            stream(
+                (1, "step.started", {"step": "a"}),
+                (2, "step.succeeded", {"step": "a", "duration_s": 1.5, "chosen": {"model": "m", "version": "1.0.0"}}),
+            ),
+        )
+    )
+
+
+def call(capsys: Capture, script: ScriptedTransport | None, *arguments: str) -> tuple[int, str, str]:
+    code = run(list(arguments), env={}, transport=script)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_run_waits_and_prints_the_result(capsys: Capture) -> None:
+    """`run` shows the steps on stderr, the output on stdout, and exits with 0."""
+    script = script_of(DONE)
+    code, out, err = call(capsys, script, "run", "w", "-i", "n=5", "-i", "name=ada", "--seed", "7")
+    assert code == 0
+    assert json.loads(out) == {"answer": 42}
+    assert "a: RUNNING" in err
+    assert "a: SUCCESS (1.50 s, m 1.0.0)" in err
+    assert script.sent[0].json() == {"input": {"n": 5, "name": "ada"}, "seed": 7}
+
+
+def test_a_failed_run_exits_with_1_and_says_why(capsys: Capture) -> None:
+    """A failed run is exit code 1 with the step, its error, the place, and what to do next."""
+    code, out, err = call(capsys, script_of(FAILED), "run", "w", "--quiet")
+    assert (code, out) == (1, "")
+    for words in ("step a: boom", "a.py:3", "headrace logs run-0-x", "headrace resume run-0-x"):
+        assert words in err
+
+
+def test_run_json_is_the_whole_run(capsys: Capture) -> None:
+    """With --json stdout is the run's JSON alone, whatever its state."""
+    code, out, _ = call(capsys, script_of(FAILED), "run", "w", "--json")
+    assert code == 1
+    assert json.loads(out)["state"] == "FAILED"
+
+
+def test_submit_prints_the_id_alone(capsys: Capture) -> None:
+    """`submit` prints the run's id on stdout, so that a script can take it."""
+    code, out, err = call(capsys, script_of(DONE), "submit", "w", "--idempotency-key", "k1")
+    assert (code, out) == (0, "run-0-x\n")
+    assert "headrace watch run-0-x" in err
+
+
+def test_run_of_a_folder_registers_it_first(capsys: Capture) -> None:
+    """A workflow's folder in place of a name is checked and registered, with its scripts, and then run."""
+    script = (
+        ScriptedTransport()
+        .on("POST", "/admin/workflows", reply({"name": "image_processing", "digest": "d"}, status=201))
+        .on("POST", "/workflows/image_processing/runs", reply(RUN, status=202))
+    )
+    folder = ROOT / "tests" / "golden" / "config" / "workflows" / "image_processing"
+    code, out, _ = call(capsys, script, "submit", str(folder))
+    assert (code, out) == (0, "run-0-x\n")
+    for name in (b'"workflow.yaml"', b'"preprocess.py"', b'"postprocess.py"'):
+        assert name in script.sent[0].body
+
+
+def test_watch_json_prints_one_event_per_line(capsys: Capture) -> None:
+    """`watch --json` is one JSON object per line, for other programs."""
+    code, out, _ = call(capsys, script_of(DONE), "watch", "run-0-x", "--json")
+    assert code == 0
+    assert [json.loads(line)["id"] for line in out.splitlines()] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["frobnicate"], 2, "frobnicate"),
+        (["run"], 2, "workflow"),
+        (["--set", "nonsense", "models"], 2, "KEY=VALUE"),
+        (["models", "--nope"], 2, "--nope"),
+        (["run", "w", "-i", "not json"], 2, "no JSON"),
+        (["run", "w", "-f", "photo=/nowhere.png"], 2, "no file /nowhere.png"),
+        (["run", "w", "--timeout", "soon"], 2, "not a duration"),
+        (["get"], 2, "get"),
+        (["runs", "run-0-unknown"], 2, "no such path"),
+        (["traffic", "m", "2.0.0=all"], 2, "VERSION=WEIGHT"),
+        (["keys", "create", "k", "--expires", "never"], 2, "not a duration"),
+        (["--configs", "/nowhere", "validate"], 2, "does not exist"),
+        (["completion", "cmd"], 2, "bash, zsh"),
+        (["resume", "run-0-x", "--workflow", "/nowhere"], 2, "no workflow file"),
+    ],
+)
+def test_wrong_usage_is_exit_code_2_and_one_sentence(
+    capsys: Capture, arguments: list[str], code: int, words: str
+) -> None:
+    """Wrong usage or input ends with 2 and a sentence on stderr, never with a traceback."""
+    script = ScriptedTransport().on("POST", "/workflows/w/runs", reply(RUN, status=202))
+    got, out, err = call(capsys, script, *arguments)
+    assert (got, out) == (code, "")
+    assert words in err
+    assert "Traceback" not in err
+
+
+def test_a_cluster_that_is_away_is_exit_code_1(capsys: Capture) -> None:
+    """When nothing answers, the sentence says what to do and the exit code is 1."""
+    script = ScriptedTransport().on("POST", "/v2/models/m/infer", Unavailable("nothing answers at http://x"))
+    script.on("GET", "/v2/models/m", reply({"inputs": [{"name": "text", "datatype": "BYTES"}]}))
+    code, _, err = call(capsys, script, "infer", "m", "hello")
+    assert (code, err) == (1, "error: nothing answers at http://x\n")
+
+
+def test_errors_are_json_too_when_asked_for(capsys: Capture) -> None:
+    """With --json an error is an object on stdout beside the sentence on stderr."""
+    script = ScriptedTransport().on("GET", "/admin/models", problem(Overloaded("full", retry_after_s=2)))
+    code, out, err = call(capsys, script, "models", "--json")
+    assert code == 1
+    assert json.loads(out)["error"]["code"] == "overloaded"
+    assert "try again in 2 s" in err
+
+
+def test_no_cluster_known_says_how_to_start_one(
+    capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without any cluster in sight the error names `headrace up` and the two variables."""
+    monkeypatch.chdir(tmp_path)
+    code, _, err = call(capsys, None, "models")
+    assert code == 1
+    assert "headrace up" in err
+    assert "HEADRACE_URL" in err
+
+
+def test_infer_takes_the_models_only_input(capsys: Capture, tmp_path: Path) -> None:
+    """A bare argument is the model's input, @path is a file's bytes, and who answered stands on stderr."""
+    photo = tmp_path / "x.jpg"
+    photo.write_bytes(b"\xff\xd8jpeg")
+    answer = reply(
+        {"outputs": [{"name": "label", "datatype": "BYTES", "shape": [1], "data": ["cat"]}]},
+        x_headrace_model="vision",
+        x_headrace_version="2.0.0",
+    )
+    script = (
+        ScriptedTransport()
+        .on("GET", "/v2/models/vision", reply({"inputs": [{"name": "image", "datatype": "BYTES"}]}))
+        .on("POST", "/v2/models/vision/infer", answer)
+    )
+    code, out, err = call(capsys, script, "infer", "vision", f"@{photo}")
+    assert (code, out) == (0, "cat\n")
+    assert "vision 2.0.0" in err
+    assert script.sent[-1].body.endswith(b"\xff\xd8jpeg")
+
+
+def test_explain_prints_the_reasons(capsys: Capture) -> None:
+    """`explain` prints model, rule and reasons in order."""
+    found = {
+        "asked": "support", "model": "finance_model", "version": "1.0.0", "rule": "support[0]:refund",
+        "why": ["the text contains 退款"], "weights": {}, "plan": [], "max_attempts": 2, "timeout_s": 60.0,
+    }  # fmt: skip
+    script = ScriptedTransport().on("POST", "/explain", reply(found))
+    code, out, _ = call(capsys, script, "explain", "support", "我要退款")
+    assert code == 0
+    assert "support → finance_model 1.0.0" in out
+    assert "the text contains 退款" in out
+    assert script.sent[0].json() == {"model": "support", "question": "我要退款"}
+
+
+def test_tables_in_a_pipe_are_plain_columns(capsys: Capture) -> None:
+    """In a pipe a table is columns of plain text: a header and a line per row."""
+    version = {
+        "version": "1.0.0",
+        "status": "ready",
+        "weight": 90.0,
+        "provider": "torch",
+        "breaker": "closed",
+        "since": 1,
+    }
+    script = ScriptedTransport().on("GET", "/admin/models", reply({"models": [{"name": "m", "versions": [version]}]}))
+    _, out, _ = call(capsys, script, "models")
+    header, row = out.splitlines()
+    assert header.split()[:4] == ["model", "version", "state", "traffic"]
+    assert row.split()[:5] == ["m", "1.0.0", "ready", "90", "%"]
+
+
+def test_resume_with_an_edited_workflow_shows_the_plan_first(capsys: Capture, tmp_path: Path) -> None:
+    """With an edited file the kept steps are shown and nothing starts without --yes; with it the run goes on."""
+    edited = tmp_path / "workflow.yaml"
+    edited.write_text("workflow: {name: w, steps: [{id: a, type: approval}]}")
+    plan = {"kept": ["a"], "partial": [], "again": {"b": "its script changed"}, "removed": []}
+    script = ScriptedTransport().on(
+        "POST",
+        "/runs/run-0-x/resume",
+        reply({"id": "run-0-x", "confirmed": False, "plan": plan}),
+        reply({"id": "run-0-x", "confirmed": False, "plan": plan}),
+        reply({**RUN, "confirmed": True, "plan": plan}),
+    )
+    code, _, err = call(capsys, script, "resume", "run-0-x", "--workflow", str(edited))
+    assert code == 1
+    assert "kept: a" in err
+    assert "again: b (its script changed)" in err
+    code, out, _ = call(capsys, script, "resume", "run-0-x", "--workflow", str(edited), "--yes")
+    assert (code, out) == (0, "run-0-x: RUNNING\n")
+    assert [request.json().get("confirm") for request in script.sent] == [None, None, True]
+
+
+def test_validate_the_projects_own_files(capsys: Capture) -> None:
+    """The shipped configuration and workflows are right, and validate says what it looked at."""
+    code, out, err = call(capsys, None, *CONFIGS, "validate", "--all", "--no-secrets")
+    assert (code, err) == (0, "")
+    assert "dev (6 models" in out
+
+
+def test_validate_lists_every_problem(capsys: Capture, tmp_path: Path) -> None:
+    """Problems in the environment, its classes and its workflows are all listed; the exit code is 2."""
+    configs = tmp_path / "configs"
+    workflow = configs / "workflows" / "w"
+    workflow.mkdir(parents=True)
+    (configs / "dev.yaml").write_text("models:\n  m:\n    provider: python\n    class: nowhere.at_all:Model\n")
+    (workflow / "workflow.yaml").write_text("workflow:\n  name: w\n  steps:\n    - {id: a, type: python_script}\n")
+    code, out, err = call(capsys, None, "--configs", str(configs), "validate")
+    assert code == 2
+    assert "2 problem(s)" in out
+    assert "dev.yaml:4: models.m.versions.1.0.0.class: there is no module 'nowhere.at_all'" in err
+    assert "workflow.yaml:4: workflow.steps.0.id: there is no script 'a.py'" in err
+    code, out, _ = call(capsys, None, "--configs", str(configs), "validate", "--json")
+    assert (code, len(json.loads(out)["problems"])) == (2, 2)
+
+
+def test_validate_one_workflow_folder(capsys: Capture) -> None:
+    """A folder as argument is checked alone."""
+    folder = ROOT / "configs" / "workflows" / "caption_photos"
+    code, out, _ = call(capsys, None, *CONFIGS, "validate", str(folder))
+    assert code == 0
+    assert str(folder) in out
+
+
+def test_deploy_sends_the_configuration_and_follows(capsys: Capture, tmp_path: Path) -> None:
+    """`deploy` sends the wire form, shows each host until it is ready, and exits with 1 when one failed."""
+    configs = tmp_path / "configs"
+    configs.mkdir()
+    (configs / "dev.yaml").write_text("models: {m: {provider: python, class: 'json:JSONDecoder'}}\n")
+    item = {"kind": "start", "model": "m", "version": "1.0.0", "why": "new"}
+
+    def view(state: str, status: str, message: str = "") -> dict[str, Any]:
+        items = [{**item, "status": status, "message": message}]
+        return {"id": "dep-1", "state": state, "at": 0, "seconds": 1, "override": None, "items": items}
+
+    script = (
+        ScriptedTransport()
+        .on("POST", "/admin/deploy", reply(view("running", "starting"), status=202))
+        .on("GET", "/admin/deployments/dep-1", reply(view("failed", "failed", "no such weights")))
+    )
+    code, out, err = call(capsys, script, "--configs", str(configs), "deploy")
+    assert code == 1
+    assert "deployment dep-1: failed" in out
+    assert "m 1.0.0: failed (no such weights)" in err
+    sent = script.sent[0].json()
+    assert sent["config"]["models"]["m"]["versions"]["1.0.0"]["class"] == "json:JSONDecoder"
+
+
+def test_plan_shows_changes_and_broken_rules(capsys: Capture) -> None:
+    """`plan` lists what would change; a broken rule of the environment is shown and is exit code 1."""
+    answer = {
+        "environment": "dev",
+        "changes": [{"kind": "start", "model": "m", "version": "1.0.0", "why": "new"}],
+        "rules": [{"name": "unpromoted:m-1.0.0", "key": "models.m", "message": "never promoted"}],
+    }
+    script = ScriptedTransport().on("POST", "/admin/plan", reply(answer))
+    code, out, err = call(capsys, script, *CONFIGS, "plan")
+    assert code == 1
+    assert "m 1.0.0" in out
+    assert "unpromoted:m-1.0.0: never promoted" in err
+
+
+def test_override_needs_a_reason(capsys: Capture) -> None:
+    """--override without --reason is refused before anything is sent."""
+    script = ScriptedTransport()
+    code, _, err = call(capsys, script, *CONFIGS, "deploy", "--override", "unpromoted:m-1.0.0")
+    assert (code, script.sent) == (2, [])
+    assert "--reason" in err
+
+
+def test_keys_create_prints_the_key_alone(capsys: Capture) -> None:
+    """A new key is alone on stdout; everything else about it is on stderr."""
+    made = {"key": "hr_abc", "name": "ci", "role": "invoke", "expires_at": None}
+    script = ScriptedTransport().on("POST", "/admin/keys", reply(made, status=201))
+    code, out, err = call(capsys, script, "keys", "create", "ci", "--expires", "30d")
+    assert (code, out) == (0, "hr_abc\n")
+    assert "shown only now" in err
+    assert script.sent[0].json()["expires_in_s"] == 30 * 86400
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts(capsys: Capture, shell: str) -> None:
+    """Completion scripts for the usual shells name the command's completion variable."""
+    code, out, _ = call(capsys, None, "completion", shell)
+    assert code == 0
+    assert "_HEADRACE_COMPLETE" in out
+
+
+def test_help_imports_neither_ray_nor_an_http_library() -> None:
+    """`--help` must be quick, so it loads nothing heavy."""
+    code = (
+        "import sys; from headrace.cli.main import run; run(['--help']); "
+        "print([m for m in ('ray', 'torch', 'httpx', 'cel', 'pydantic') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
