@@ -7,12 +7,13 @@ and binary feedback drawn from each version's truth. Nothing here is part of the
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from serve_apps.control.decide import Looks, Progress, Seen, decide
+from serve_apps.control.decide import Decision, Looks, Progress, Seen, decide
 from serve_apps.control.release import ReleasePlan
 from serve_apps.control.samples import LOG_RATIO, SMALLEST_MS, Counts
 
@@ -63,8 +64,9 @@ def simulate(
     tick_s: float = 10.0,
     limit_s: float = 6 * 3600.0,
     recent_ticks: int = 3,
+    rule: Callable[[Progress, Seen, Seen, float], Decision] = decide,
 ) -> Outcome:
-    """Run one release to its end."""
+    """Run one release to its end. `rule`: another way to decide, to be compared with `decide`."""
     progress = Progress(plan=plan, step=0, step_started_at=0.0, looks=Looks())
     strata: dict[str, list[Counts]] = {"stable": [Counts()], "candidate": [Counts()]}
     recent: dict[str, list[Counts]] = {"stable": [], "candidate": []}
@@ -77,7 +79,7 @@ def simulate(
             strata[name][-1].add(counts)
             recent[name] = [*recent[name][-(recent_ticks - 1) :], counts]
         seen = {name: Seen(strata=strata[name], recent=_sum(recent[name])) for name in strata}
-        decision = decide(progress, seen["stable"], seen["candidate"], now)
+        decision = rule(progress, seen["stable"], seen["candidate"], now)
         if decision.looks is not None:
             progress = replace(progress, looks=decision.looks)
         if decision.action in ("promote", "roll_back"):
