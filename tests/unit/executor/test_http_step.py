@@ -158,6 +158,22 @@ async def test_a_silent_server_is_a_timeout(step: HttpStep, base: str) -> None:
     assert outcome.status == "timeout"
 
 
+async def test_a_name_that_leads_inside_is_refused_when_it_is_resolved(base: str) -> None:
+    """The policy sees the addresses of the very connection, so a name that changes its address gains nothing."""
+
+    class Inside(Policy):
+        def check_url(self, url: str) -> None: ...
+
+        def check_addresses(self, host: str, addresses: Sequence[str]) -> None:
+            raise Forbidden(f"{host} is inside")
+
+    step = HttpStep(policy=Inside(), save=save)
+    outcome = await step.run(attempt(url=base.replace("127.0.0.1", "localhost") + "/echo"))
+    await step.close()
+    assert outcome.error is not None
+    assert (outcome.error["code"], outcome.error["message"]) == ("forbidden", "localhost is inside")
+
+
 async def test_a_host_off_the_list_is_never_called(step: HttpStep) -> None:
     """The policy is asked before anything is sent."""
     outcome = await step.run(attempt(url="http://example.com/"))
