@@ -50,8 +50,13 @@ class Expression:
             return self._program.execute({_NAMES.get(name, name): value for name, value in ready.items()})
         except KeyError as error:
             raise ExpressionError(f"`{self.source}`: there is no field {error}; test it first with has(…)") from None
-        except (RuntimeError, TypeError, ValueError, ArithmeticError, LookupError) as error:
+        except Exception as error:
             raise ExpressionError(f"`{self.source}`: {_first_line(error)}") from None
+        except BaseException as error:
+            # A panic of the Rust library is no Exception, but it is one bad expression and not the process's end.
+            if type(error).__name__ != "PanicException":
+                raise
+            raise ExpressionError(f"`{self.source}` cannot be evaluated: {_first_line(error)}") from None
 
     def holds(self, context: Mapping[str, Any], values: Mapping[str, Any] | None = None) -> bool:
         """As `evaluate`, for a condition: anything but true or false is an error."""

@@ -17,8 +17,8 @@ import jinja2
 from jinja2 import meta, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from cluster.errors import TooLarge
-from pipelines.spec.values import ROOTS, Ref, TemplateError, is_spilled, lookup, resolve
+from cluster.errors import HeadraceError, TooLarge
+from pipelines.spec.values import ROOTS, Ref, TemplateError, ValueNeeded, is_spilled, lookup, resolve
 
 __all__ = ["MAX_TEXT", "Template", "compile_template"]
 
@@ -181,9 +181,13 @@ def _compile(value: Any, refs: dict[Ref, None]) -> _Render:
         return render
     if isinstance(value, Mapping):
         pairs = [(_compile(k, refs), _compile(v, refs)) for k, v in value.items()]
-        return lambda context, values: {k(context, values): v(context, values) for k, v in pairs}
+        return lambda context, values: {_key(k(context, values)): v(context, values) for k, v in pairs}
     parts = [_compile(v, refs) for v in value]
     return lambda context, values: [p(context, values) for p in parts]
+
+
+def _key(value: Any) -> str:
+    return value if isinstance(value, str) else str(_text(value))
 
 
 _SIMPLE = re.compile(r"\{\{-?\s*([A-Za-z_]\w*(?:\.[A-Za-z_]\w*|\[(?:\d+|'[^'\]]*'|\"[^\"\]]*\")\])*)\s*-?\}\}")
@@ -272,7 +276,10 @@ def _evaluate(expression: Any, source: str, context: Mapping[str, Any], values: 
     _local.values = values
     try:
         result = expression(**context)
-    except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
+    except (HeadraceError, ValueNeeded):
+        raise
+    except Exception as error:
+        # Filters raise whatever they like (dictsort of a list: AttributeError); no template may hurt the run store.
         raise TemplateError(f"`{_short(source)}` cannot be rendered: {error}") from None
     finally:
         _local.values = None
@@ -292,7 +299,9 @@ def _plain(value: Any, source: str) -> Any:
     if isinstance(value, (list, tuple, range, set, frozenset)) or hasattr(value, "__next__"):
         try:
             return [_plain(v, source) for v in value]
-        except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
+        except (HeadraceError, ValueNeeded):
+            raise
+        except Exception as error:
             raise TemplateError(f"`{_short(source)}` cannot be rendered: {error}") from None
     raise TemplateError(f"`{_short(source)}` gave a {type(value).__name__}, which is not a JSON value")
 
@@ -306,7 +315,10 @@ def _fill(template: jinja2.Template, source: str, context: Mapping[str, Any], va
             if size > MAX_TEXT:
                 raise TooLarge(f"`{_short(source)}` made a text of more than {MAX_TEXT} characters")
             pieces.append(piece)
-    except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
+    except (HeadraceError, ValueNeeded):
+        raise
+    except Exception as error:
+        # Filters raise whatever they like (dictsort of a list: AttributeError); no template may hurt the run store.
         raise TemplateError(f"`{_short(source)}` cannot be rendered: {error}") from None
     finally:
         _local.values = None

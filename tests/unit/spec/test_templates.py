@@ -45,6 +45,7 @@ CONTEXT: dict[str, Any] = {
         ("{{ steps.a.output.nope | default('d') }}", "d"),
         ("{% for v in steps.a.output.x[:2] %}<{{ v }}>{% endfor %}", "<1><2>"),
         ("{{ steps.a.output.s }}", "hi"),
+        ({"{{ input }}": 1, "{{ item }}": 2}, {'{"n": 3}': 1, "7": 2}),
         ({"k{{item}}": ["{{input.n}}", {"z": "{{index}}"}]}, {"k7": [3, {"z": 0}]}),
         ("{{ steps.f.output }}", CONTEXT["steps"]["f"]["output"]),
         ("{{ steps.f.output.name }}", "cat.png"),
@@ -66,6 +67,9 @@ def test_a_template_keeps_types_where_it_is_whole(template: Any, value: Any) -> 
         ("{{ steps.a.output.s.z }}", "is a str and has no field 'z'"),
         ("x {{ steps.a.output.nope }}", "nope"),
         ("{{ 1 / 0 }}", "division by zero"),
+        ("{{ steps.a.output.x | dictsort }}", "items"),
+        ("{{ steps.a.output.x | sort }}", "not supported"),
+        ("{% for a, b in steps.a.output.x %}x{% endfor %}", "unpack"),
         ("{{ steps.a.output.x | map(attribute='q') | list }}", "'q'"),
     ],
 )
