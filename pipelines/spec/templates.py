@@ -160,7 +160,11 @@ class Template:
 def compile_template(value: Any) -> Template:
     """Compile any JSON value. Raises `TemplateError` for bad syntax, unknown names or an unknown filter."""
     refs: dict[Ref, None] = {}
-    render = _compile(value, refs)
+    try:
+        render = _compile(value, refs)
+    except (RecursionError, SyntaxError, MemoryError, ValueError, OverflowError) as error:
+        # Jinja's parser and Python's compiler give up on thousands of nested or chained operators in their own ways.
+        raise TemplateError(f"`{_short(str(value))}` is too deep or too long to compile ({error})") from None
     return Template(value, tuple(refs), render)
 
 
