@@ -83,7 +83,8 @@ def test_what_is_not_there_is_named(template: str, message: str) -> None:
 @pytest.mark.parametrize(
     "template",
     ["{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}", "{{ " + "1+" * 5000 + "1 }}", "{{ " + "9" * 5000 + " }}",
-     "{{ input" + "|string" * 3000 + " }}", "{{ x", "{{ foo }}", "{{ item | nofilter }}", "{% include 'x' %}", "{{ }}", "{% for %}",
+     "{{ input" + "|string" * 3000 + " }}", "{{ x", "{{ foo }}", "{{ item | nofilter }}",
+     "{% include 'x' %}", "{{ }}", "{% for %}",
      "{% for a in range(9) %}{% for b in range(9) %}{% for c in range(9) %}x{% endfor %}{% endfor %}{% endfor %}"],
 )  # fmt: skip
 def test_mistakes_are_found_when_compiling(template: str) -> None:
