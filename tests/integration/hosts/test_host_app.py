@@ -11,6 +11,7 @@ import pytest
 
 from cluster.config.models import AutoscalingConfig, BatchingConfig, Resources, VersionConfig
 from cluster.errors import InvalidInput, ModelError, Unprocessable
+from cluster.placement import ACCELERATOR_LABEL, Node, place
 from cluster.ray_runtime import LocalCluster
 from serve_apps.hosts.app import build_app, cluster_nodes
 from serve_apps.protocol import InferRequest, InferResult
@@ -112,6 +113,20 @@ def test_an_impossible_host_is_refused_with_what_the_cluster_has(ray_cluster: Lo
     assert "1000 CPU, 2 GPU" in caught.value.message
     assert "16 CPU, no GPU" in caught.value.message
     assert len(cluster_nodes()) == 1
+
+
+def test_a_host_that_is_kept_off_gpu_nodes_runs_on_a_plain_one(ray_cluster: LocalCluster) -> None:
+    """The selector that excludes cards is satisfied by a node without any, in Ray's own scheduler."""
+    from ray import serve
+
+    card = Node(id="elsewhere", resources={"CPU": 64, "GPU": 8}, labels={ACCELERATOR_LABEL: "H100"})
+    config = VersionConfig.model_validate({"provider": "python", "class": "serve_apps.hosts.testing:Echo"})
+    nodes = [*cluster_nodes(), card]
+    assert "!in(H100)" in str(place(config.resources, nodes).options)
+    app = build_app(model="echo", version="5.0.0", config=config, nodes=nodes)
+    handle = serve.run(app, name="echo-5.0.0", route_prefix=None)
+    assert ask(handle, "a")[0].outputs == {"text": ["a"]}
+    serve.delete("echo-5.0.0", _blocking=False)
 
 
 def test_a_version_scales_to_zero_and_back(start: Start) -> None:
