@@ -31,6 +31,7 @@ _OPEN = frozenset(
     {"/healthz", "/docs", "/openapi.json", "/v2/health/live", "/v2/health/ready", "/docs/oauth2-redirect"}
 )
 _UPLOADS = "/workflows/"
+_WATCH_AFTER_S = 0.05
 
 
 class Gate:
@@ -123,16 +124,51 @@ class Gate:
             await self._send_stream(send, reply, exchange.request_id)
 
     async def _watched(self, lane: Lane, exchange: Exchange, receive: Receive, send: Send) -> None:
-        work = asyncio.ensure_future(self._answer(lane, exchange, send))
-        gone = asyncio.ensure_future(_disconnected(receive))
-        try:
-            await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
-            if not work.done():
-                work.cancel()
-            await asyncio.gather(work, return_exceptions=gone.done() and not gone.cancelled())
-        finally:
-            gone.cancel()
+        """Answer, and give up when the caller goes away. Looking out starts late: most answers are there before."""
+        loop = asyncio.get_running_loop()
+        work = asyncio.current_task()
+        watcher: asyncio.Task[None] | None = None
+        gone = False
+
+        async def watch() -> None:
+            nonlocal gone
+            await _disconnected(receive)
+            gone = True
+            assert work is not None
             work.cancel()
+
+        def start() -> None:
+            nonlocal watcher
+            watcher = loop.create_task(watch())
+
+        timer = loop.call_later(_WATCH_AFTER_S, start)
+        try:
+            await self._answer(lane, exchange, send)
+        except asyncio.CancelledError:
+            if not gone:
+                raise
+            assert work is not None
+            work.uncancel()
+        finally:
+            timer.cancel()
+            if watcher is not None:
+                watcher.cancel()
+
+    def has_lane(self, path: str) -> bool:
+        """Whether POST requests to `path` are answered here, without the application behind."""
+        return self._find(path) is not None
+
+    def outermost(self) -> Gate:
+        """The same gate for a place where nobody else adds request ids and looks out for callers that go away."""
+        return Gate(
+            self._app,
+            self._router,
+            self._find,
+            id_header=True,
+            watch=True,
+            max_upload_bytes=self._max_upload_bytes,
+            open_prefixes=self._open_prefixes,
+        )
 
     def _head(
         self, status: int, media_type: str, headers: Mapping[str, str], request_id: str

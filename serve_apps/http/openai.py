@@ -242,8 +242,8 @@ def _usage(usage: Mapping[str, int] | None) -> dict[str, int]:
 
 
 def _finish_reasons(result: InferResult, texts: Sequence[str], limit: int | None) -> list[str]:
-    given = (result.outputs or {}).get("finish_reason")
-    if isinstance(given, list | tuple) and len(given) == len(texts):
+    given = result.finish_reasons
+    if given is not None and len(given) == len(texts):
         return [str(reason or "stop") for reason in given]
     tokens = int((result.usage or {}).get("completion_tokens", 0))
     # Without a word from the model: as many tokens as were allowed means that it was cut.

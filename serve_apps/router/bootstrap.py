@@ -38,6 +38,7 @@ def deploy_router(
 
     from cluster.config.wire import from_wire
     from serve_apps.router.deployment import RouterIngress
+    from serve_apps.router.fast_lane import CALLBACK_VARIABLE
 
     router = from_wire(config_wire).router
     start_serve(router)
@@ -48,6 +49,11 @@ def deploy_router(
         max_ongoing_requests=10_000,
         max_queued_requests=-1,
         graceful_shutdown_timeout_s=10.0,
-        ray_actor_options={"num_cpus": router.cpus, "runtime_env": {"env_vars": {**(env_vars or {})}}},
+        # A line per request costs as much as deciding about it; metrics and the table of answers say more.
+        logging_config={"enable_access_log": False},
+        ray_actor_options={
+            "num_cpus": router.cpus,
+            "runtime_env": {"env_vars": {**CALLBACK_VARIABLE, **(env_vars or {})}},
+        },
     )
     return serve.run(deployment.bind(config_wire, table), name=ROUTER_APP, route_prefix="/", blocking=False)

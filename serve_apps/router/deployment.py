@@ -15,6 +15,7 @@ from cluster.errors import HeadraceError
 from serve_apps.http.app import build_app
 from serve_apps.http.gate import TRUSTED, Gate
 from serve_apps.protocol import InferRequest, InferResult
+from serve_apps.router import fast_lane
 from serve_apps.router.metrics import MetricsExporter
 from serve_apps.router.ray_hosts import RayHosts
 from serve_apps.router.service import Router
@@ -56,6 +57,7 @@ class RouterIngress:
         self._gate = build_app(self.router, routers=routers, id_header=False, watch=False)
         if self._static is not None:
             self._use(self._static)
+        fast_lane.install(self._gate.outermost())
         loop = asyncio.get_event_loop()
         self._tasks = [loop.create_task(self._watch(source)), loop.create_task(self._flush(source))]
         return self._gate

@@ -15,6 +15,7 @@ import re2
 
 from cluster.config.models import RouteConfig, RuleConfig
 from cluster.errors import HeadraceError, InternalError, InvalidConfig, NotFound
+from serve_apps.protocol import BARE_INPUT
 from serve_apps.router.adaptive import AdaptivePolicy, Candidate, choose, parse_policy
 from serve_apps.router.semantic import ExampleSet, Vectors
 
@@ -32,6 +33,11 @@ def question_of(inputs: Mapping[str, Any]) -> str:
 
     Rows of one request are joined by line ends, since one request has one decision.
     """
+    if BARE_INPUT in inputs:
+        # A workflow step's bare value: a mapping of inputs, or the question itself.
+        rows = _column(inputs[BARE_INPUT])
+        parts = [question_of({k: [v] for k, v in row.items()}) if isinstance(row, Mapping) else row for row in rows]
+        return "\n".join(part for part in parts if isinstance(part, str))[:MAX_TEXT]
     if "messages" in inputs:
         found = [_last_user_text(row) for row in _column(inputs["messages"])]
         return "\n".join(text for text in found if text)[:MAX_TEXT]
