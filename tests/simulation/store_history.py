@@ -66,6 +66,7 @@ class World:
     draw: random.Random
     loop: SimLoop
     starts: list[tuple[str, Attempt]] = field(default_factory=list)
+    fences: set[int] = field(default_factory=set)
     cancelled: set[str] = field(default_factory=set)
     """Runs whose cancel was acknowledged."""
     messages: Counter[str] = field(default_factory=Counter)
@@ -85,6 +86,9 @@ class WorldExecutor:
         """A few milliseconds to a minute; each attempt has its own output, so that a second result would be seen."""
         world, draw = self.world, self.world.draw
         world.starts.append((self.process.name, attempt))
+        if attempt.fence in world.fences:
+            world.late.append(f"fence {attempt.fence} was given twice: a worker cannot tell which attempt is newer")
+        world.fences.add(attempt.fence)
         # A zombie may act on what it was told before it froze: its results are refused, its starts cannot be.
         if attempt.run_id in world.cancelled and self.process.freeze_at is None:
             world.late.append(f"{attempt.step_id} of {attempt.run_id} was started after its cancel was acknowledged")
