@@ -79,8 +79,8 @@ def test_pure_parts_import_neither_ray_nor_torch() -> None:
     """Planning, placement, signatures and the packaged classes' names can be used without the heavy packages."""
     modules = (
         "serve_apps.batching, serve_apps.hosts.signature, serve_apps.hosts.host, serve_apps.hosts.app, "
-        "cluster.placement, cluster.weights, serve_apps.providers, serve_apps.providers.load, serve_apps.hosts.packaged.text, "
-        "serve_apps.hosts.packaged.embedding, serve_apps.hosts.packaged.vision"
+        "cluster.placement, cluster.weights, serve_apps.providers, serve_apps.providers.load, "
+        "serve_apps.hosts.packaged.text, serve_apps.hosts.packaged.embedding, serve_apps.hosts.packaged.vision"
     )
     code = f"import sys, {modules}; print([m for m in ('ray', 'torch', 'transformers', 'fsspec') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
