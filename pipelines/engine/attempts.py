@@ -11,6 +11,7 @@ from pipelines.engine.commands import StartAttempt
 from pipelines.engine.core import Core
 from pipelines.engine.ending import fail_step
 from pipelines.engine.render import build_attempt, check_input, error_dict, render_input, step_context
+from pipelines.engine.resume import resume, take_child
 from pipelines.engine.runs import Run, Unit
 from pipelines.engine.schedule import Ready
 from pipelines.engine.state import unit_of
@@ -151,7 +152,8 @@ def _start_child(core: Core, run: Run, index: int, item: int | None, unit: Unit)
     except HeadraceError as error_raised:
         broken(core, run, index, item, error_raised.to_dict())
         return
-    child = core.ids()
+    resumed = take_child(core, run, planned, item)
+    child = core.ids() if resumed is None else resumed.id
     core.emit(
         ev.AttemptStarted(
             run_id=run.id,
@@ -168,6 +170,9 @@ def _start_child(core: Core, run: Run, index: int, item: int | None, unit: Unit)
         core.timer(core.now + planned.timeout, "attempt", run, index, item, core.state.fence)
     if planned.total_timeout is not None:
         core.timer(step.started_at + planned.total_timeout, "step", run, index, None, step.started_at)
+    if resumed is not None:
+        resume(core, resumed, resumed.plan)
+        return
     spec_seed = planned.spec.seed
     begin_run(
         core,

@@ -87,6 +87,7 @@ class Core:
         self.values: OrderedDict[str, Any] = OrderedDict()
         self._value_sizes: dict[str, int] = {}
         self.needed: dict[str, dict[tuple[str, int], None]] = {}
+        self.resumable: dict[tuple[str, str, int | None], str] = {}
 
     def emit(self, event: Event) -> None:
         """Apply a fact and put it into the decision."""

@@ -19,10 +19,9 @@ from pipelines.engine.render import context, render_input
 from pipelines.engine.runs import Run, Step
 from pipelines.engine.state import RUN_OUTPUT
 from pipelines.engine.states import RunState, StepState
-from pipelines.engine.steps import FIRE, join
 from pipelines.spec.values import ValueNeeded
 
-__all__ = ["ResumePlan", "plan_resume", "resume"]
+__all__ = ["ResumePlan", "plan_resume", "resume", "take_child"]
 
 _DEFINES = (
     "type", "run_if", "when", "image", "script", "function", "model", "parameters", "workflow", "url", "method",
@@ -146,46 +145,34 @@ def _changed(
 
 
 def resume(core: Core, run: Run, plan: Plan) -> None:
-    """Put the run back to RUNNING, with what `plan_resume` keeps, and start what is due."""
+    """Put the run back to RUNNING, with what `plan_resume` keeps, and have what is due looked at."""
     decided = plan_resume(run, plan, core.values)
-    children = {
-        planned.id: step.unit.child
-        for planned, step in zip(run.plan.steps, run.steps, strict=True)
-        if planned.type == "workflow" and step.unit is not None and step.unit.child is not None
-    }
     core.emit(ev.RunResumed(run_id=run.id, digest=plan.digest, kept=decided.kept, partial=decided.partial, at=core.now))
     if plan.spec.timeout is not None:
         core.timer(core.now + plan.spec.timeout, "run", run)
+    if any(planned.type == "workflow" for planned in plan.steps):
+        _remember_children(core, run)
     for planned, step in zip(plan.steps, run.steps, strict=True):
-        if step.state is not StepState.PENDING:
-            continue
-        child = children.get(planned.id)
-        if child is not None and _resume_child(core, run, planned, step, child):
-            continue
-        core.state.touched.append((run, planned.index))
+        if step.state is StepState.PENDING:
+            core.state.touched.append((run, planned.index))
     if not run.open:
         core.state.touched.append((run, RUN_OUTPUT))
 
 
-def _resume_child(core: Core, run: Run, planned: PlanStep, step: Step, child_id: str) -> bool:
-    """A nested run that failed goes on itself, so that its committed steps are not run again either."""
-    child = core.state.runs.get(child_id)
+def _remember_children(core: Core, run: Run) -> None:
+    """Nested runs that failed go on themselves, so that their committed steps are not run again either."""
+    for child in core.state.runs.values():
+        if child.parent is None or child.parent[0] != run.id:
+            continue
+        if child.state in (RunState.FAILED, RunState.CANCELLED):
+            # Several tries of one step: the last one wins, as runs are kept in the order of their submission.
+            core.resumable[child.parent] = child.id
+
+
+def take_child(core: Core, run: Run, planned: PlanStep, item: int | None) -> Run | None:
+    """The nested run with which a resumed step (or item) goes on, once; None: it starts a new one."""
+    child_id = core.resumable.pop((run.id, planned.id, item), None)
+    child = core.state.runs.get(child_id) if child_id is not None else None
     if child is None or child.state not in (RunState.FAILED, RunState.CANCELLED):
-        return False
-    if join(planned, step) != FIRE or core.state.latest.get(child.workflow) != child.digest:
-        return False
-    if child.parent is None or child.parent[:2] != (run.id, planned.id):
-        return False
-    core.emit(
-        ev.AttemptStarted(
-            run_id=run.id,
-            step_id=planned.id,
-            attempt=1,
-            fence=core.state.fence + 1,
-            at=core.now,
-            iteration=step.iteration,
-            child=child_id,
-        )
-    )
-    resume(core, child, child.plan)
-    return True
+        return None
+    return child if core.state.latest.get(child.workflow) == child.digest else None

@@ -128,6 +128,36 @@ def test_the_child_run_is_resumed_not_replaced(h: Harness) -> None:
     assert [a.step_id for a in h.started] == ["x", "y", "y"]
 
 
+def test_children_of_items_are_resumed_too(h: Harness) -> None:
+    """Each item that failed goes on with its own nested run, also when the parent was cancelled."""
+    h.register({"id": "x"}, {"id": "y", "depends_on": ["x"]}, name="inner", output="{{steps.y.output}}")
+    h.register({"id": "sub", "type": "workflow", "workflow": "inner", "foreach": [1, 2]})
+    run = h.submit()
+    first, second = (a.run_id for a in h.running.values())
+    h.succeed("x", run_id=first)
+    h.succeed("x", run_id=second)
+    h.succeed("y", "one", run_id=first)
+    h.cancel(run)
+    h.reap()
+    h.take(h.engine.resume(run, now=h.now))
+    assert [(a.step_id, a.run_id) for a in h.running.values()] == [("y", second)]
+    h.succeed("y", "two", run_id=second)
+    assert h.output(run) == {"sub": ["one", "two"]}
+    assert [a.step_id for a in h.started].count("x") == 2
+
+
+def test_an_edited_nested_workflow_starts_a_new_child(h: Harness) -> None:
+    """The old child's definition is no longer what its name means."""
+    h.register({"id": "x"}, name="inner")
+    h.register({"id": "sub", "type": "workflow", "workflow": "inner"})
+    run = h.submit()
+    old = h.find("x").run_id
+    h.fail("x")
+    h.register({"id": "x", "timeout": 9}, name="inner")
+    h.take(h.engine.resume(run, now=h.now))
+    assert h.find("x").run_id != old
+
+
 def test_a_fixed_step_runs_under_the_new_definition(h: Harness) -> None:
     """Fix-and-resume: the answer first says what stays valid, then the run goes on."""
     run = _failed_at_c(h)
