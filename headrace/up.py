@@ -3,11 +3,13 @@ that talks to Ray."""
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from cluster.config.loader import Loaded
 from cluster.config.secrets import SECRETS_FILE_VARIABLE, Secrets, collect_secrets, write_secrets_file
@@ -56,7 +58,11 @@ def bring_up(loaded: Loaded, env: Mapping[str, str], *, quiet: bool = False) -> 
     secrets_path = state / "secrets.json"
     write_secrets_file(secrets_path, collect_secrets(config, Secrets.open(env)))
     cluster, was_running = _start_ray(loaded, env, secrets_path, quiet=quiet)
-
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    if cluster is not None:
+        # `router.port: 0` takes a free port: the one that was chosen when the cluster started.
+        port = urlsplit(cluster.http_url).port or config.router.port
+        config = config.model_copy(update={"router": config.router.model_copy(update={"port": port})})
     wire = to_wire(config)
     with step("control plane, run stores and router", quiet=quiet):
         from pipelines.run_store.bootstrap import ensure_run_stores

@@ -153,9 +153,9 @@ def _show_result(ended: Run) -> None:
         if step.state == "FAILED":
             failure = step.error or {}
             note(f"  step {step.id}: {failure.get('message', '')}")
-            where = (failure.get("details") or {}).get("where") or (failure.get("details") or {}).get("line")
-            if where:
-                note(f"    at {where}")
+            details = failure.get("details") or {}
+            if details.get("script") and details.get("line"):
+                note(f"    at {details['script']}:{details['line']}")
     if ended.state == "FAILED":
         note(f"what it printed: headrace logs {ended.id}; go on from where it stopped: headrace resume {ended.id}")
 

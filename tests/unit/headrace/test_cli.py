@@ -23,7 +23,7 @@ FAILED = {
     **RUN,
     "state": "FAILED",
     "error": {"code": "step_failed", "message": "step a failed: boom"},
-    "steps": [{"id": "a", "state": "FAILED", "error": {"message": "boom", "details": {"where": "a.py:3"}}}],
+    "steps": [{"id": "a", "state": "FAILED", "error": {"message": "boom", "details": {"script": "a.py", "line": 3}}}],
 }
 Capture = pytest.CaptureFixture[str]
 
