@@ -80,7 +80,7 @@ def plan_resume(run: Run, plan: Plan, values: Mapping[str, Any]) -> ResumePlan:
             again[step_id] = _why_not_done(before)
             continue
         changed = None
-        if plan is not run.plan:
+        if plan.digest != run.plan.digest:
             changed = _changed(run, plan, run.plan.steps[index], planned, before, kept, values)
         if changed is not None:
             again[step_id] = changed
