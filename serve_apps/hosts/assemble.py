@@ -9,6 +9,7 @@ from typing import Any
 from cluster.clock import SystemClock
 from cluster.config.models import Signature, VersionConfig
 from cluster.config.secrets import Secrets
+from cluster.errors import Unavailable
 from cluster.placement import check_free_gpu_memory, wants_gpu
 from cluster.weights import cache_dir, fetch
 from serve_apps.hosts.app import threads_of
@@ -66,8 +67,13 @@ def _prepare_device(config: VersionConfig) -> str:
     import torch
 
     torch.set_num_threads(threads_of(config))
-    if not wants_gpu(config.resources) or not torch.cuda.is_available():
+    if not wants_gpu(config.resources):
         return "cpu"
+    if not torch.cuda.is_available():
+        raise Unavailable(
+            "this version asks for a GPU, but torch sees none on its node: the driver is missing, or torch "
+            f"{torch.__version__} was built without CUDA"
+        )
     free, total = torch.cuda.mem_get_info(0)
     card = torch.cuda.get_device_name(0)
     check_free_gpu_memory(config.resources, free_bytes=free, total_bytes=total, card=card)

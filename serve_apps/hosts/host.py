@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import math
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 from cluster.clock import Clock
 from cluster.config.models import Signature, VersionConfig
@@ -23,31 +22,16 @@ from cluster.errors import (
     Unavailable,
 )
 from serve_apps.batching import BatchAnswer, Batcher, BatchPolicy
-from serve_apps.hosts.signature import items_of, outputs_of, task_signature
+from serve_apps.hosts.answers import as_answer, result_of
+from serve_apps.hosts.figures import Counts, HostMetrics, NoMetrics, resident_bytes
+from serve_apps.hosts.signature import items_of, task_signature
 from serve_apps.protocol import InferRequest, InferResult, StreamChunk
 from serve_apps.providers.load import class_signature
-from serve_apps.providers.model import Answer
 
-__all__ = ["Host", "HostMetrics", "NoMetrics"]
+__all__ = ["Host"]
 
 _STUCK_FACTOR = 10
 """A batch that runs this many times `timeout_s` means that the model hangs: the host reports itself unhealthy."""
-
-
-class HostMetrics(Protocol):
-    """Where a host's figures go."""
-
-    def batch(self, *, size: int, seconds: float) -> None: ...
-    def waited(self, seconds: float) -> None: ...
-    def queue(self, depth: int) -> None: ...
-
-
-class NoMetrics:
-    """Drops every figure."""
-
-    def batch(self, *, size: int, seconds: float) -> None: ...
-    def waited(self, seconds: float) -> None: ...
-    def queue(self, depth: int) -> None: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -58,16 +42,6 @@ class _Work:
     chunks: asyncio.Queue[str] | None = None
     gone: bool = False
     sent: bool = False
-
-
-@dataclass(slots=True)
-class _Counts:
-    requests: int = 0
-    rows: int = 0
-    errors: int = 0
-    batches: int = 0
-    batch_items: int = 0
-    latencies_s: list[float] = field(default_factory=list)
 
 
 class Host:
@@ -101,7 +75,7 @@ class Host:
         self._signature: Signature | None = signature
         self._batcher: Batcher[_Work, Any] | None = None
         self._pool: ThreadPoolExecutor | None = None
-        self._counts = _Counts()
+        self._counts = Counts()
         self._loaded_s = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -200,15 +174,9 @@ class Host:
         except Exception as error:
             self._counts.errors += 1
             return InferResult(error=InternalError(f"{self._label}: {type(error).__name__}: {error}"))
-        self._observe(self._clock.monotonic() - began, result.queue_s)
+        self._counts.answered(self._clock.monotonic() - began)
+        self._metrics.waited(result.queue_s)
         return result
-
-    def _observe(self, seconds: float, queue_s: float) -> None:
-        latencies = self._counts.latencies_s
-        latencies.append(seconds)
-        if len(latencies) > 512:
-            del latencies[:256]
-        self._metrics.waited(queue_s)
 
     async def _answer_or_raise(self, request: InferRequest) -> InferResult:
         batcher = self._ready()
@@ -235,7 +203,7 @@ class Host:
                 if not future.cancel() and not future.cancelled():
                     # Looking at it keeps asyncio from reporting an error that another row has already answered for.
                     future.exception()
-        return self._result(answers)
+        return result_of(self._label, self._signature, answers)
 
     async def _wait(
         self, futures: Sequence[asyncio.Future[BatchAnswer[Any]]], deadline: float
@@ -252,35 +220,6 @@ class Host:
         if len(done) < len(futures):
             raise DeadlineExceeded(f"{self._label} did not answer before the deadline")
         return [future.result() for future in futures]
-
-    def _result(self, answers: Sequence[BatchAnswer[Any]]) -> InferResult:
-        values = [self._as_answer(answer.value) for answer in answers]
-        usage: dict[str, int] = {}
-        for value in values:
-            for key, count in (value.usage or {}).items():
-                usage[key] = usage.get(key, 0) + count
-        reasons = [value.finish_reason for value in values]
-        return InferResult(
-            outputs=outputs_of(self._signature, [value.outputs for value in values]),
-            usage=usage or None,
-            finish_reasons=reasons if any(reasons) else None,
-            queue_s=max(answer.queue_s for answer in answers),
-            compute_s=max(answer.compute_s for answer in answers),
-            batch_size=max(answer.batch_size for answer in answers),
-        )
-
-    def _as_answer(self, value: Any) -> Answer:
-        if isinstance(value, Answer):
-            return value
-        names = list(self._signature.outputs) if self._signature is not None else ["output"]
-        if isinstance(value, Mapping) and (len(names) != 1 or names[0] in value or self._signature is None):
-            return Answer(outputs=value)
-        if len(names) == 1:
-            return Answer(outputs={names[0]: value})
-        raise ModelError(
-            f"{self._label} answered {type(value).__name__}, but has the outputs {', '.join(names)}: a dict of them is "
-            "needed"
-        )
 
     async def stream(self, request: InferRequest) -> AsyncIterator[StreamChunk]:
         """The text of a one-row request as it grows; the last chunk has the finish reason and the usage.
@@ -326,7 +265,7 @@ class Host:
                 getter.cancel()
                 if not future.done():
                     raise DeadlineExceeded(f"{self._label} did not finish before the deadline")
-            answer = self._as_answer((await future).value)
+            answer = as_answer(self._label, self._signature, (await future).value)
         finally:
             work.gone = True
             future.cancel()
@@ -390,8 +329,7 @@ class Host:
         try:
             return await self._call(works)
         finally:
-            self._counts.batches += 1
-            self._counts.batch_items += len(works)
+            self._counts.ran(len(works))
             self._metrics.batch(size=len(works), seconds=self._clock.monotonic() - began)
 
     async def _call(self, works: list[_Work]) -> Sequence[Any]:
@@ -432,18 +370,12 @@ class Host:
 
     def stats(self) -> dict[str, Any]:
         """Counts since the start, what waits and runs now, latency quantiles of recent requests, resident memory."""
-        counts = self._counts
-        ordered = sorted(counts.latencies_s)
+        batcher = self._batcher
         return {
-            "requests": counts.requests,
-            "rows": counts.rows,
-            "errors": counts.errors,
-            "batches": counts.batches,
-            "mean_batch": counts.batch_items / counts.batches if counts.batches else 0.0,
-            "waiting": self._batcher.waiting if self._batcher is not None else 0,
-            "running": self._batcher.running if self._batcher is not None else 0,
-            "latency_p50_s": _quantile(ordered, 0.5),
-            "latency_p95_s": _quantile(ordered, 0.95),
+            **self._counts.to_dict(),
+            "waiting": batcher.waiting if batcher is not None else 0,
+            "running": batcher.running if batcher is not None else 0,
+            "memory_bytes": resident_bytes(),
         }
 
     def check_health(self) -> None:
@@ -469,7 +401,3 @@ def _guarded(function: Callable[..., Any], *arguments: Any) -> Any:
 
 def _nothing_sent(works: list[_Work]) -> bool:
     return not any(work.sent for work in works)
-
-
-def _quantile(ordered: Sequence[float], q: float) -> float | None:
-    return ordered[min(len(ordered) - 1, math.ceil(q * len(ordered)) - 1)] if ordered else None
