@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cluster.errors import Conflict
 from pipelines.engine import events
@@ -323,3 +325,43 @@ def test_crash_after_the_acknowledgement_was_lost(h: Harness) -> None:
     assert h.end(attempt, Outcome(status="success", output="second")).refused is not None
     assert h.step(run, "a")["output"] == "first"
     assert len([e for e in h.events(events.StepSucceeded) if e.step_id == "a"]) == 1
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_an_edit_invalidates_exactly_the_edited_step_and_its_readers(data: st.DataObject) -> None:
+    """Whatever the graph: readers of readers too, steps that only wait for an edited one not."""
+    count = data.draw(st.integers(2, 7))
+    steps: list[dict[str, Any]] = []
+    reads: dict[str, set[str]] = {}
+    for i in range(count):
+        earlier = [f"s{j}" for j in range(i)]
+        read = data.draw(st.sets(st.sampled_from(earlier), max_size=2)) if earlier else set()
+        wait = data.draw(st.sets(st.sampled_from(earlier), max_size=2)) if earlier else set()
+        reads[f"s{i}"] = read
+        steps.append(
+            {"id": f"s{i}", "input": {r: f"{{{{steps.{r}.output}}}}" for r in sorted(read)}, "depends_on": sorted(wait)}
+        )
+    h = Harness()
+    h.register(*steps, {"id": "last", "depends_on": [s["id"] for s in steps]})
+    run = h.submit()
+    while h.in_flight() != ["last"]:
+        attempt = next(iter(h.running.values()))
+        h.end(attempt, Outcome(status="success", output=attempt.step_id))
+    h.fail("last")
+    edited = data.draw(st.sampled_from(sorted(reads)))
+    changed = [{**s, "function": "other"} if s["id"] == edited else s for s in steps]
+    digest = h.register(*changed, {"id": "last", "depends_on": [s["id"] for s in steps]})
+    invalid = {edited}
+    for step_id in reads:  # in the order of the graph
+        if reads[step_id] & invalid:
+            invalid.add(step_id)
+    plan = h.engine.plan_resume(run, digest)
+    assert set(plan.kept) == set(reads) - invalid
+    before = len(h.started)
+    h.take(h.engine.resume(run, now=h.now, digest=digest))
+    while h.running:
+        attempt = next(iter(h.running.values()))
+        h.end(attempt, Outcome(status="success", output=attempt.step_id))
+    assert h.state(run) == "SUCCESS"
+    assert {a.step_id for a in h.started[before:]} == invalid | {"last"}
