@@ -82,13 +82,17 @@ class RunStoreActor:
         return "ok", os.getpid()
 
     async def adopt(self, wire: dict[str, Any]) -> bool:
-        """Take a changed configuration: the store stops and recovers under it. False: nothing differs."""
-        if _relevant(wire) == _relevant(self._wire):
+        """Take a changed configuration: the store stops and recovers under it. One that could not work tries again.
+
+        False: nothing differs.
+        """
+        if _relevant(wire) == _relevant(self._wire) and not self._life.done():
             return False
         self._wire = wire
+        self._ready.clear()
         self._life.cancel()
         await asyncio.gather(self._life, return_exceptions=True)
-        self._ready.clear()
+        self._failure = None
         self._life = asyncio.create_task(self._live(adopted=True), name=f"run store {self._shard}")
         return True
 
@@ -103,8 +107,7 @@ class RunStoreActor:
                 why = f": {self._failure.message}" if self._failure is not None else " (it reads its log)"
                 raise Unavailable(f"the run store of shard {self._shard} is not ready{why}", retry_after_s=5) from None
         if self._store is None:
-            assert self._failure is not None
-            raise self._failure
+            raise self._failure or Unavailable(f"the run store of shard {self._shard} is starting", retry_after_s=1)
         return self._store
 
     async def _live(self, *, adopted: bool = False) -> None:

@@ -6,8 +6,8 @@ machinery is in `kernel.py`, what happens on the side in `housekeeping.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar
 
 import orjson
 
@@ -18,6 +18,7 @@ from cluster.errors import (
     InvalidInput,
     NotFound,
     Overloaded,
+    StorageError,
     StorageUnavailable,
     TooLarge,
 )
@@ -46,6 +47,7 @@ from pipelines.spec.check import Known
 __all__ = ["RunStore"]
 
 TROUBLE_GRACE_S = 2.0
+T = TypeVar("T")
 PAGE = 1000
 
 
@@ -154,7 +156,7 @@ class RunStore(RunReader):
         if key is not None:
             keys.begin(key, body)
         try:
-            value = await self._spilled(request.get("input"))
+            value = await _stored(self._spilled(request.get("input")))
             future = kernel.decide(
                 lambda: kernel.engine.submit(
                     str(request["workflow"]),
@@ -225,7 +227,7 @@ class RunStore(RunReader):
         if edited:
             plan_now = engine.plan(engine.view(run_id)["digest"])
             inherit = Definition(spec=plan_now.spec, bundle=plan_now.bundle, scripts=plan_now.scripts)
-            definition = await read_definition(request, blobs=kernel.blobs, known=self.known, inherit=inherit)
+            definition = await _stored(read_definition(request, blobs=kernel.blobs, known=self.known, inherit=inherit))
             raw = spec_to_dict(definition.spec)
             digest = definition_digest(raw, definition.bundle, definition.scripts)
             plan = compile_plan(raw, digest=digest, bundle=definition.bundle, scripts=definition.scripts)
@@ -270,7 +272,7 @@ class RunStore(RunReader):
         kernel = self.kernel
         kernel.check_open()
         self._check_accepting()
-        definition = await read_definition(request, blobs=kernel.blobs, known=self.known)
+        definition = await _stored(read_definition(request, blobs=kernel.blobs, known=self.known))
         digest: list[str | None] = []
 
         def decide() -> Any:
@@ -375,6 +377,16 @@ class RunStore(RunReader):
                     await self._restore(child)
                 except (NotFound, Conflict):
                     continue
+
+
+async def _stored(work: Awaitable[T]) -> T:
+    """A full disk, like a bucket that is away, is a reason to come again and not the caller's mistake."""
+    try:
+        return await work
+    except StorageUnavailable:
+        raise
+    except StorageError as error:
+        raise StorageUnavailable(error.message, details=error.details, retry_after_s=5) from error
 
 
 def _nothing() -> Decision:

@@ -15,6 +15,7 @@ from cluster.errors import (
     InvalidInput,
     NotFound,
     Overloaded,
+    StorageError,
     StorageUnavailable,
     TooLarge,
     Unavailable,
@@ -51,12 +52,22 @@ class HeldBucket(MemoryBucket):
         self.gate = asyncio.Event()
         self.gate.set()
         self.away = False
+        self.full = False
 
     async def create(self, key: str, data: bytes) -> None:
         await self.gate.wait()
         if self.away:
             raise StorageUnavailable("503 (a test)")
+        self._check_space()
         await super().create(key, data)
+
+    async def put(self, key: str, data: bytes) -> None:
+        self._check_space()
+        await super().put(key, data)
+
+    def _check_space(self) -> None:
+        if self.full:
+            raise StorageError("no space left for it (a test)")
 
 
 async def test_a_run_goes_through_its_steps() -> None:
@@ -341,6 +352,28 @@ async def test_an_outage_is_told_and_survived() -> None:
         assert caught.value.retry_after_s
         bucket.away = False
         assert (await wait_ended(store, run["id"]))["state"] == "SUCCESS"
+
+
+async def test_a_full_disk_is_told_and_survived() -> None:
+    """With no space left small and large submits get 503, and when there is space all goes on, nothing lost."""
+    bucket = HeldBucket()
+    settings = StoreSettings(durable_timeout_s=0.1, spill_bytes=1000)
+    factory = StoreFactory(bucket=bucket, settings=settings)
+    executor = FakeExecutor()
+    executor.hold("a")
+    async with factory.running(executor) as store:
+        await store.register({"workflow": TWO_STEPS})
+        run = await store.submit({"workflow": "two", "input": 1})
+        bucket.full = True
+        for value in (2, {"text": "x" * 5000}):
+            with pytest.raises(StorageUnavailable, match="no space left") as caught:
+                await store.submit({"workflow": "two", "input": value})
+            assert caught.value.retry_after_s
+        executor.release("a")
+        bucket.full = False
+        assert (await wait_ended(store, run["id"]))["state"] == "SUCCESS"
+        assert (await store.submit({"workflow": "two"}))["created"]
+    assert factory.fatal == []
 
 
 async def test_a_large_input_travels_by_reference() -> None:
