@@ -1,0 +1,118 @@
+"""Reads every log of a bucket, without disturbing its owners, and has the checker judge it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+
+import orjson
+
+from cluster.clock import SystemIds
+from cluster.config.models import StorageConfig
+from cluster.errors import CorruptObject, FormatVersionUnsupported, NotFound, ObjectNotFound
+from cluster.log import History, LogReader
+from cluster.storage import Bucket, ResolveSecret, environment_secret, open_bucket
+from cluster.storage.probe import read_format
+from pipelines.run_store.archive import Archive
+from pipelines.run_store.records import Archived, StoreFact, decode_record
+from pipelines.run_store.snapshots import split_snapshot
+from pipelines.verify.checker import Checker
+from pipelines.verify.report import Report, Violation
+
+__all__ = ["verify_bucket", "verify_url"]
+
+
+async def verify_url(
+    config: StorageConfig, *, acknowledged: Iterable[str] = (), resolve_secret: ResolveSecret = environment_secret
+) -> Report:
+    """Check the invariants over everything that the bucket at `config.url` still holds.
+
+    `acknowledged`: run ids that callers were given, each of which must be there. Raises `NotFound` for a bucket that
+    headrace has never written, `FormatVersionUnsupported`, `StorageUnavailable`.
+    """
+    bucket = open_bucket(config, resolve_secret=resolve_secret)
+    try:
+        return await verify_bucket(bucket, acknowledged=acknowledged)
+    finally:
+        await bucket.close()
+
+
+async def verify_bucket(bucket: Bucket, *, acknowledged: Iterable[str] = ()) -> Report:
+    """The same for an open bucket."""
+    report = Report(url=bucket.url)
+    shards = sorted({key.split("/")[1] for key in await bucket.list("runs/") if "/wal/" in key}, key=_number)
+    if await read_format(bucket) is None and not shards:
+        raise NotFound(f"{bucket.url} holds nothing of headrace: is the URL right?")
+    seen: set[str] = set()
+    for shard in shards:
+        found, run_ids = await _verify_shard(bucket, f"runs/{shard}")
+        report.merge(found)
+        seen |= run_ids
+    if await bucket.list("control/wal/"):
+        report.merge(await _verify_integrity(bucket, "control"))
+    for run_id in sorted(set(acknowledged) - seen):
+        report.violations.append(
+            Violation(invariant="nothing_lost", message=f"acknowledged run {run_id} is nowhere", run_id=run_id)
+        )
+    return report
+
+
+def _number(shard: str) -> tuple[int, str]:
+    return (int(shard), shard) if shard.isdigit() else (1 << 62, shard)
+
+
+async def _read(bucket: Bucket, prefix: str, report: Report) -> History | None:
+    try:
+        history = await LogReader(bucket, prefix).read(oldest=True)
+    except (CorruptObject, FormatVersionUnsupported) as error:
+        report.violations.append(Violation(invariant="log", message=error.message, log=prefix))
+        return None
+    report.counts["log segments"] += len(history.segments)
+    report.counts["owners"] += sum(segment.kind == "epoch" for segment in history.segments)
+    if history.snapshot is not None:
+        report.notes.append(
+            f"{prefix}: segments up to {history.snapshot.seq} were collected: the history begins with a snapshot"
+        )
+    return history
+
+
+async def _verify_integrity(bucket: Bucket, prefix: str) -> Report:
+    report = Report()
+    await _read(bucket, prefix, report)
+    return report
+
+
+async def _verify_shard(bucket: Bucket, prefix: str) -> tuple[Report, set[str]]:
+    checker = Checker(log=prefix)
+    history = await _read(bucket, prefix, checker.report)
+    if history is None:
+        return checker.report, set()
+    archive = Archive(bucket=bucket, prefix=prefix, ids=SystemIds())
+    start = 0
+    if history.snapshot is not None:
+        engine, store = map(orjson.loads, split_snapshot(history.snapshot.body))
+        checker.load(engine, [(key, run_id, at) for key, _, run_id, at in store["keys"]])
+        archive.restore(store["archive"])
+        start = history.snapshot.position
+    for position, data in enumerate(history.records(), start=start):
+        try:
+            record = decode_record(data)
+        except (CorruptObject, FormatVersionUnsupported) as error:
+            checker.report.violations.append(
+                Violation(invariant="log", message=error.message, log=prefix, position=position)
+            )
+            continue
+        if isinstance(record, Archived):
+            archive.add(record.segments)
+        elif not isinstance(record, StoreFact):
+            checker.feed(record, position=position)
+        if position % 10_000 == 0:
+            await asyncio.sleep(0)
+    try:
+        archived = [row["id"] async for row in archive.rows(before=None, since="")]
+    except (CorruptObject, ObjectNotFound) as error:
+        checker.report.violations.append(Violation(invariant="log", message=error.message, log=prefix))
+    else:
+        checker.report.counts["runs archived"] += len(archived)
+        checker.note_archived(archived)
+    return checker.report, checker.submitted
