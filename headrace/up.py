@@ -55,9 +55,7 @@ def bring_up(loaded: Loaded, env: Mapping[str, str], *, quiet: bool = False) -> 
     load_workflows(loaded.directory / config.workflows.dir, config=config)  # a mistake is told before anything starts
     request, warnings = deploy_request(loaded, env)
     state = local_dir(loaded)
-    secrets_path = state / "secrets.json"
-    write_secrets_file(secrets_path, collect_secrets(config, Secrets.open(env)))
-    cluster, was_running = _start_ray(loaded, env, secrets_path, quiet=quiet)
+    cluster, was_running = _start_ray(loaded, env, quiet=quiet)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     if cluster is not None:
         # `router.port: 0` takes a free port: the one that was chosen when the cluster started.
@@ -66,7 +64,6 @@ def bring_up(loaded: Loaded, env: Mapping[str, str], *, quiet: bool = False) -> 
     wire = to_wire(config)
     with step("control plane, run stores and router", quiet=quiet):
         from pipelines.run_store.bootstrap import ensure_run_stores
-
         from serve_apps.control.bootstrap import ensure_control_plane
         from serve_apps.router.bootstrap import deploy_router, start_serve
 
@@ -74,7 +71,7 @@ def bring_up(loaded: Loaded, env: Mapping[str, str], *, quiet: bool = False) -> 
         control = ensure_control_plane(wire)
         ensure_run_stores(wire)
         deploy_router(wire)
-    url = cluster.http_url if cluster is not None else f"http://{config.router.host}:{config.router.port}"
+    url = f"http://{_reachable(config.router.host)}:{config.router.port}"
     key = _operator_key(control, state, url) if config.auth.enabled else None
     write_credentials(state / "credentials.json", url=url, api_key=key)
     client = Client(transport=HttpTransport(url, key, timeout_s=60))
@@ -83,7 +80,12 @@ def bring_up(loaded: Loaded, env: Mapping[str, str], *, quiet: bool = False) -> 
     return Up(url, key, cluster.dashboard if cluster is not None else None, client, request, warnings, was_running)
 
 
-def _start_ray(loaded: Loaded, env: Mapping[str, str], secrets_path: Path, *, quiet: bool) -> tuple[Any, bool]:
+def _reachable(host: str) -> str:
+    """A host to connect to, for one to listen on."""
+    return "127.0.0.1" if host in ("0.0.0.0", "::", "") else host
+
+
+def _start_ray(loaded: Loaded, env: Mapping[str, str], *, quiet: bool) -> tuple[Any, bool]:
     from cluster.ray_runtime import connect, find_local, start_local
 
     config = loaded.config
@@ -92,6 +94,8 @@ def _start_ray(loaded: Loaded, env: Mapping[str, str], secrets_path: Path, *, qu
             connect(address=config.cluster.address)
         return None, True
     state = local_dir(loaded)
+    secrets_path = state / "secrets.json"
+    write_secrets_file(secrets_path, collect_secrets(config, Secrets.open(env)))
     was_running = find_local(state) is not None
     # A job's entrypoint is a shell line: with the environment's own bin folder first, it finds `headrace`.
     search = f"{Path(sys.executable).parent}:{env.get('PATH', '')}"

@@ -43,7 +43,8 @@ def interpolate(
     def report_unset(name: str, node: Tree, path: tuple[str, ...], *, secret: bool) -> None:
         if unset == "error" or (unset == "secrets" and not secret):
             hint = closest(name, variables)
-            how = f"export {name}=…, or write ${{{name}:-default}}"
+            other = "put it into the file that HEADRACE_SECRETS_FILE names" if secret else f"write ${{{name}:-default}}"
+            how = f"export {name}=…, or {other}"
             problems.append(
                 Problem(
                     node.mark.file,
