@@ -1,0 +1,56 @@
+"""The onnx provider over a model written for the test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cluster.errors import InvalidConfig, InvalidInput
+from serve_apps.providers.onnx import OnnxModel
+
+
+def field(number: int, wire: int, payload: bytes | int) -> bytes:
+    """One protobuf field: enough of the format to write a graph without the onnx package."""
+    head = bytes([number << 3 | wire])
+    if isinstance(payload, int):
+        return head + bytes([payload])
+    return head + bytes([len(payload)]) + payload
+
+
+def doubling_model() -> bytes:
+    """`y = x + x` for x of float [batch, 2] (onnx.proto: ModelProto, GraphProto, NodeProto, ValueInfoProto)."""
+
+    def value(name: bytes) -> bytes:
+        batch, two = field(1, 2, field(2, 2, b"n")), field(1, 2, field(1, 0, 2))
+        tensor = field(1, 0, 1) + field(2, 2, batch + two)
+        return field(1, 2, name) + field(2, 2, field(1, 2, tensor))
+
+    node = field(1, 2, b"x") + field(1, 2, b"x") + field(2, 2, b"y") + field(4, 2, b"Add")
+    graph = field(1, 2, node) + field(2, 2, b"g") + field(11, 2, value(b"x")) + field(12, 2, value(b"y"))
+    return field(1, 0, 8) + field(7, 2, graph) + field(8, 2, field(1, 2, b"") + field(2, 0, 13))
+
+
+def test_a_file_brings_its_own_signature_and_answers_by_item(tmp_path: Path) -> None:
+    """Names, types and per-item shapes are read from the file; a batch is one call, cut up by item."""
+    path = tmp_path / "double.onnx"
+    path.write_bytes(doubling_model())
+    model = OnnxModel(artifact=path, cpu_threads=1)
+    assert model.signature.model_dump(mode="json")["inputs"] == {
+        "x": {"datatype": "FP32", "shape": [2], "optional": False}
+    }
+    answers = model.predict([{"x": np.array([1, 2], np.float32)}, {"x": np.array([3, 4], np.float32)}])
+    assert [answer["y"].tolist() for answer in answers] == [[2, 4], [6, 8]]
+    with pytest.raises(InvalidInput, match="different shapes"):
+        model.predict([{"x": np.zeros(2, np.float32)}, {"x": np.zeros(3, np.float32)}])
+
+
+def test_what_is_not_onnx_is_refused(tmp_path: Path) -> None:
+    """A wrong file, or none, is a configuration error."""
+    path = tmp_path / "bad.onnx"
+    path.write_bytes(b"nonsense")
+    with pytest.raises(InvalidConfig, match=r"bad\.onnx cannot be read"):
+        OnnxModel(artifact=path)
+    with pytest.raises(InvalidConfig, match="needs `artifact:`"):
+        OnnxModel(artifact=None)
