@@ -35,12 +35,12 @@ def test_every_acknowledged_run_ends_and_nothing_is_committed_twice() -> None:
 
 
 def test_a_crash_at_every_few_awaits() -> None:
-    """The first owner is killed at every seventh of its steps in turn, from the first read of its log on."""
+    """The first owner is killed at every thirteenth of its steps in turn, from the first read of its log on."""
     whole = StoreHistory(3, crash_first_at=10**9).run()
     assert whole.first is not None
     steps = min(whole.first.steps, 700)
     assert steps > 100
-    for step in range(1, steps, 7):
+    for step in range(1, steps, 13):
         try:
             StoreHistory(3, crash_first_at=step).run()
         except BaseException as error:
