@@ -1,0 +1,444 @@
+"""The router over fake hosts: retries, fallbacks, deadlines, mirrors, hedges, streams, tables."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from cluster.clock import ManualClock, SystemClock
+from cluster.config.models import Signature
+from cluster.errors import (
+    DeadlineExceeded,
+    HeadraceError,
+    InternalError,
+    InvalidInput,
+    ModelError,
+    NotFound,
+    Overloaded,
+    Unavailable,
+)
+from serve_apps.protocol import BARE_INPUT, InferRequest, InferResult
+from serve_apps.router.decide import Call
+from serve_apps.router.service import Router
+from serve_apps.table import RoutingTable
+from serve_apps.testing import FakeHost, FakeHosts, model_entry, table_of
+
+
+def make(table: RoutingTable, *, real_time: bool = False, embedder: Any = None) -> tuple[Router, dict[str, FakeHost]]:
+    """A router over one fake host for every version of the table."""
+    hosts = {v.app: FakeHost() for m in table.models.values() for v in m.versions.values()}
+    clock = SystemClock() if real_time else ManualClock()
+    router = Router(hosts=FakeHosts(hosts), clock=clock, rng=random.Random(1), embedder=embedder)
+    router.set_table(table)
+    return router, hosts
+
+
+def call(model: str = "m", **fields: Any) -> Call:
+    return Call(**{"model": model, "inputs": {"x": ["hello"]}, "request_id": "req-1", **fields})
+
+
+def with_fallback() -> RoutingTable:
+    return table_of(model_entry("m", config={"fallback": ["spare", "last"]}), model_entry("spare"), model_entry("last"))
+
+
+async def test_a_retry_stays_on_its_version() -> None:
+    """A hop that failed is tried again on the version that was chosen first."""
+    table = table_of(model_entry("m", weights={"1.0.0": 50, "2.0.0": 50}))
+    for seed in range(6):
+        router, hosts = make(table)
+        for host in hosts.values():
+            host.fail_hops = 1
+        answer = await router.infer(call(sticky=str(seed)))
+        assert answer.result.error is None
+        assert answer.chosen.attempts == 2
+        assert len(hosts[f"m-{answer.chosen.version}"].calls) == 2
+        assert sum(len(host.calls) for host in hosts.values()) == 2
+
+
+async def test_attempts_are_limited() -> None:
+    """A version that stays unreachable is asked `max_attempts` times."""
+    router, hosts = make(table_of(model_entry("m", config={"retry": {"max_attempts": 3}})))
+    hosts["m-1.0.0"].fail_hops = 99
+    answer = await router.infer(call())
+    assert isinstance(answer.result.error, Unavailable)
+    assert (answer.chosen.attempts, len(hosts["m-1.0.0"].calls)) == (3, 3)
+
+
+async def test_retries_end_with_the_budget() -> None:
+    """During an outage retries are a share of the requests, not a multiple."""
+    router, hosts = make(table_of(model_entry("m", config={"retry": {"max_attempts": 3, "budget": 0.1}})))
+    hosts["m-1.0.0"].fail_hops = 10_000
+    for _ in range(100):
+        await router.infer(call())
+    assert len(hosts["m-1.0.0"].calls) <= 100 + 0.1 * 100 + 3
+
+
+@pytest.mark.parametrize("error", [ModelError("x"), Unavailable("x"), Overloaded("x"), InternalError("x")])
+async def test_another_model_takes_over(error: HeadraceError) -> None:
+    """When a model fails the fallback answers, and the answer says so."""
+    router, hosts = make(with_fallback())
+    hosts["m-1.0.0"].error = error
+    answer = await router.infer(call())
+    assert answer.result.error is None
+    assert (answer.chosen.model, answer.chosen.rule) == ("spare", "fallback")
+    assert any("fallback to spare" in reason for reason in answer.chosen.why)
+
+
+async def test_the_chain_goes_on() -> None:
+    """A fallback that fails too hands over to the next; when all fail the last error is the answer."""
+    router, hosts = make(with_fallback())
+    hosts["m-1.0.0"].error = hosts["spare-1.0.0"].error = ModelError("broken")
+    assert (await router.infer(call())).chosen.model == "last"
+    hosts["last-1.0.0"].error = ModelError("also broken")
+    answer = await router.infer(call())
+    assert answer.result.error is not None
+    assert answer.result.error.message == "also broken"
+
+
+async def test_the_callers_mistake_is_not_passed_around() -> None:
+    """A request that can never work is answered at once: no retry, no fallback, and no mark against the version."""
+    router, hosts = make(with_fallback())
+    hosts["m-1.0.0"].error = InvalidInput("bad")
+    answer = await router.infer(call())
+    assert isinstance(answer.result.error, InvalidInput)
+    assert not hosts["spare-1.0.0"].calls
+    (row,) = router.stats.report(1).versions
+    assert (row.requests, row.errors) == (1, 0)
+
+
+async def test_an_ejected_model_falls_back() -> None:
+    """When the breaker has a model out, its fallback answers without a hop to it."""
+    table = table_of(
+        model_entry("m", entries={"1.0.0": {"ejected": True}}, config={"fallback": ["gone", "spare"]}),
+        model_entry("spare"),
+    )
+    router, hosts = make(table)
+    answer = await router.infer(call())
+    assert (answer.chosen.model, len(hosts["m-1.0.0"].calls)) == ("spare", 0)
+
+
+async def test_a_full_queue_is_not_pressed() -> None:
+    """An overloaded version is asked once; its Retry-After reaches the caller."""
+    router, hosts = make(table_of(model_entry("m")))
+    hosts["m-1.0.0"].error = Overloaded("full", retry_after_s=3)
+    answer = await router.infer(call())
+    assert answer.result.error is not None
+    assert answer.result.error.retry_after_s == 3
+    assert len(hosts["m-1.0.0"].calls) == 1
+
+
+# -- deadlines
+
+
+async def test_one_deadline_reaches_the_host() -> None:
+    """The host sees the caller's deadline, or the version's timeout when that is earlier."""
+    router, hosts = make(table_of(model_entry("m", entries={"1.0.0": {"timeout_s": 5.0}}), default_timeout_s=60.0))
+    now = router.clock.now()
+    await router.infer(call(timeout_s=2.0))
+    await router.infer(call())
+    await router.infer(call(deadline_s=now + 1.5))
+    assert [r.deadline_s for r in hosts["m-1.0.0"].requests] == [now + 2.0, now + 5.0, now + 1.5]
+
+
+async def test_a_deadline_that_has_passed_costs_nothing() -> None:
+    """A request whose deadline is over is refused before anybody is asked."""
+    router, hosts = make(table_of(model_entry("m")))
+    answer = await router.infer(call(deadline_s=router.clock.now() - 1))
+    assert isinstance(answer.result.error, DeadlineExceeded)
+    assert not hosts["m-1.0.0"].calls
+
+
+async def test_a_slow_version_is_left_for_the_fallback() -> None:
+    """The version's own timeout leaves time for another model; the caller's deadline does not."""
+    table = table_of(
+        model_entry("m", entries={"1.0.0": {"timeout_s": 0.02}}, config={"fallback": ["spare"]}), model_entry("spare")
+    )
+    router, hosts = make(table, real_time=True)
+    hosts["m-1.0.0"].gate = asyncio.Event()
+    assert (await router.infer(call())).chosen.model == "spare"
+    assert hosts["m-1.0.0"].cancelled == 1
+    late = await router.infer(call(timeout_s=0.01))
+    assert isinstance(late.result.error, DeadlineExceeded)
+    (row, *_) = [r for r in router.stats.report(1).versions if r.model == "m"]
+    assert row.errors == 2
+
+
+async def test_a_caller_that_goes_away_cancels_its_hop() -> None:
+    """Cancelling a call cancels the hop, and counts against nobody."""
+    router, hosts = make(table_of(model_entry("m")))
+    hosts["m-1.0.0"].gate = asyncio.Event()
+    task = asyncio.ensure_future(router.infer(call()))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert hosts["m-1.0.0"].cancelled == 1
+    assert router.stats.report(1).versions == ()
+
+
+# -- mirror and hedge
+
+
+async def test_a_mirror_never_delays_the_caller() -> None:
+    """The shadow copy goes to the mirrored version, hangs there, and the caller has long had its answer."""
+    table = table_of(model_entry("m", weights={"1.0.0": 100, "2.0.0": 0}, mirror={"2.0.0": 100}))
+    router, hosts = make(table)
+    hosts["m-2.0.0"].gate = asyncio.Event()
+    answer = await router.infer(call())
+    assert answer.chosen.version == "1.0.0"
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert len(hosts["m-2.0.0"].calls) == 1
+    assert router.stats.mirrored == 1
+    await router.close()
+
+
+async def test_a_failing_mirror_is_not_seen() -> None:
+    """What goes wrong in the shadow stays there: one answer, no retry of it, no fallback."""
+    table = table_of(model_entry("m", weights={"1.0.0": 100, "2.0.0": 0}, mirror={"2.0.0": 100}))
+    router, hosts = make(table)
+    hosts["m-2.0.0"].error = ModelError("shadow")
+    answer = await router.infer(call())
+    assert answer.result.error is None
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert len(hosts["m-2.0.0"].calls) == 1
+
+
+async def test_hedging_sends_a_second_copy() -> None:
+    """With hedging on, a hop that hangs is doubled, and the first success wins; without it nothing is doubled."""
+    table = table_of(model_entry("m", config={"hedge_after_ms": 1}))
+    router, hosts = make(table, real_time=True)
+    host = hosts["m-1.0.0"]
+    host.gate = asyncio.Event()
+
+    async def open_for_the_second() -> None:
+        async with asyncio.timeout(5):
+            while len(host.calls) < 2:  # noqa: ASYNC110 - the second copy is started by a timer
+                await asyncio.sleep(0.001)
+        assert host.gate is not None
+        host.gate.set()
+
+    answer, _ = await asyncio.gather(router.infer(call()), open_for_the_second())
+    assert answer.result.error is None
+    assert answer.chosen.attempts == 2
+
+
+# -- signatures
+
+
+NUMBERS = Signature.model_validate({"inputs": {"x": "FP32[2]"}, "outputs": {"y": "FP32"}})
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        ({"y": [1.0]}, "no input 'y'"),
+        ({}, "needs the input 'x'"),
+        ({"x": [[1.0, 2.0, 3.0]]}, "shape"),
+        ({"x": [["a", "b"]]}, "FP32"),
+        ({"x": [[1.0, 2.0], [3.0, 4.0]]}, "rows"),
+    ],
+)
+async def test_wrong_inputs_never_reach_a_host(inputs: Mapping[str, Any], words: str) -> None:
+    """Inputs are checked against the version's signature before the hop."""
+    router, hosts = make(table_of(model_entry("m", signature=NUMBERS)))
+    answer = await router.infer(call(inputs=inputs))
+    assert isinstance(answer.result.error, InvalidInput)
+    assert words in answer.result.error.message
+    assert not hosts["m-1.0.0"].calls
+
+
+# -- many calls
+
+
+async def test_infer_many_keeps_order_and_merges() -> None:
+    """A list of requests comes back in order with its choices, and travels in few hops."""
+    router, hosts = make(table_of(model_entry("m")))
+    requests = [InferRequest(id=str(i), inputs={"x": [i]}) for i in range(20)]
+    answers = await router.infer_many("m", requests, sticky="run-0-abc")
+    assert [result.outputs for result, _ in answers] == [{"x": [i]} for i in range(20)]
+    assert answers[0][1]["version"] == "1.0.0"
+    assert len(hosts["m-1.0.0"].calls) == 1
+    assert router.stats.report(1).answers[0].run == "run-0-abc"
+
+
+async def test_a_run_stays_on_one_version() -> None:
+    """All requests with one run id go to one version, and runs spread over the versions by weight."""
+    router, _ = make(table_of(model_entry("m", weights={"1.0.0": 50, "2.0.0": 50})))
+    seen = set()
+    for run in range(12):
+        requests = [InferRequest(id=str(i), inputs={"x": [i]}) for i in range(4)]
+        answers = await router.infer_many("m", requests, sticky=f"run-0-{run}")
+        versions = {chosen["version"] for _, chosen in answers}
+        assert len(versions) == 1
+        seen |= versions
+    assert seen == {"1.0.0", "2.0.0"}
+
+
+async def test_one_bad_request_does_not_harm_the_others() -> None:
+    """Errors of single requests are in their own results."""
+
+    def odd_fail(request: InferRequest) -> InferResult:
+        if request.inputs["x"][0] % 2:
+            return InferResult(error=ModelError("odd"))
+        return InferResult(outputs=dict(request.inputs))
+
+    router, hosts = make(table_of(model_entry("m")))
+    hosts["m-1.0.0"].respond = odd_fail
+    answers = await router.infer_many("m", [InferRequest(id=str(i), inputs={"x": [i]}) for i in range(6)])
+    assert [result.error is None for result, _ in answers] == [True, False] * 3
+
+
+async def test_unknown_model_is_an_error_in_the_result() -> None:
+    """Asking for what is not there gives a 404 for each request, not an exception for all."""
+    router, _ = make(table_of(model_entry("m")))
+    ((result, chosen),) = await router.infer_many("nope", [InferRequest(id="1", inputs={})])
+    assert isinstance(result.error, NotFound)
+    assert chosen["version"] == ""
+
+
+async def test_a_bare_value_is_bound_after_routing() -> None:
+    """A step's bare value is the question for the rules and the one input of the model that is chosen."""
+    table = table_of(
+        model_entry("a", task="chat"),
+        model_entry("b", task="chat"),
+        routes={"r": {"rules": [{"keyword": "退款", "model": "a"}], "default": "b"}},
+    )
+    router, hosts = make(table)
+    ((result, chosen),) = await router.infer_many("r", [InferRequest(id="1", inputs={BARE_INPUT: ["退款"]})])
+    assert result.error is None
+    assert chosen["model"] == "a"
+    assert hosts["a-1.0.0"].requests[0].inputs == {"prompt": ["退款"]}
+
+
+# -- semantic routes
+
+
+async def test_semantic_routes_embed_once() -> None:
+    """Examples are embedded for the first request only; when embeddings fail the default answers."""
+    asked: list[str] = []
+
+    async def embed(texts: Sequence[str]) -> Mapping[str, Sequence[float]]:
+        asked.extend(texts)
+        if "boom" in texts:
+            raise Unavailable("no embeddings")
+        return {text: [1.0, 0.0] if "money" in text else [0.0, 1.0] for text in texts}
+
+    table = table_of(
+        model_entry("a"),
+        model_entry("b"),
+        routes={"r": {"rules": [{"similar_to": ["money back"], "threshold": 0.9, "model": "a"}], "default": "b"}},
+    )
+    router, _ = make(table, embedder=embed)
+    assert (await router.infer(call("r", inputs={"x": ["my money"]}))).chosen.model == "a"
+    assert (await router.infer(call("r", inputs={"x": ["weather"]}))).chosen.model == "b"
+    assert asked == ["money back", "my money", "weather"]
+    failed = await router.infer(call("r", inputs={"x": ["boom"]}))
+    assert failed.chosen.model == "b"
+    assert "no embeddings" in failed.chosen.why[0]
+
+
+# -- adaptive routes
+
+
+async def test_an_adaptive_route_leaves_a_failing_model() -> None:
+    """A route by live figures learns that one of its models fails, and sends all but the explored share elsewhere."""
+    table = table_of(
+        model_entry("a", config={"retry": {"max_attempts": 1}}),
+        model_entry("b"),
+        routes={"r": {"adaptive": {"candidates": ["a", "b"], "explore": 0.1, "min_samples": 5}}},
+    )
+    router, hosts = make(table)
+    for _ in range(20):
+        await router.infer(call("r"))
+    hosts["a-1.0.0"].error = ModelError("broken")
+    for _ in range(60):
+        await router.infer(call("r"))
+    before = len(hosts["a-1.0.0"].calls)
+    for _ in range(200):
+        await router.infer(call("r"))
+    assert len(hosts["a-1.0.0"].calls) - before < 60
+
+
+# -- tables
+
+
+async def test_older_tables_are_refused() -> None:
+    """A table with a lower revision changes nothing."""
+    router, _ = make(table_of(model_entry("m"), revision=5))
+    assert not router.set_table(table_of(model_entry("other"), revision=4))
+    assert "m" in router.table.models
+
+
+async def test_a_call_under_way_survives_a_new_table() -> None:
+    """A version that disappears from the table still answers the calls that were sent to it."""
+    router, hosts = make(table_of(model_entry("m"), revision=1))
+    hosts["m-1.0.0"].gate = asyncio.Event()
+    task = asyncio.ensure_future(router.infer(call()))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    router.set_table(table_of(model_entry("m", weights={"2.0.0": 100}), revision=2))
+    hosts["m-1.0.0"].gate.set()
+    answer = await task
+    assert (answer.result.error, answer.chosen.version) == (None, "1.0.0")
+    assert router.stats.report(2).versions[0].revision == 1
+
+
+async def test_probes_are_counted_and_marked() -> None:
+    """A half-open version gets its probes, at most so many at once, and reports them as probes."""
+    entries = {"1.0.0": {"half_open": True, "ejected": True}}
+    router, hosts = make(table_of(model_entry("m", entries=entries, config={"breaker": {"half_open_requests": 2}})))
+    hosts["m-1.0.0"].gate = asyncio.Event()
+    tasks = [asyncio.ensure_future(router.infer(call())) for _ in range(5)]
+    for _ in range(10):
+        await asyncio.sleep(0)
+    refused = [task for task in tasks if task.done()]
+    assert len(refused) == 3
+    hosts["m-1.0.0"].gate.set()
+    await asyncio.gather(*tasks)
+    (row,) = router.stats.report(1).versions
+    assert (row.half_open, row.requests) == (True, 2)
+    assert router.stats.flow("m", "1.0.0").probes == 0
+
+
+# -- streams
+
+
+async def test_closing_a_stream_cancels_it() -> None:
+    """A caller that stops reading ends the host's work."""
+    router, hosts = make(table_of(model_entry("m")))
+    answer = await router.stream(call())
+    first = await anext(answer.chunks)
+    assert first.text == "Hello"
+    await answer.chunks.aclose()
+    assert hosts["m-1.0.0"].cancelled == 1
+    assert router.stats.flow("m", "1.0.0").in_flight == 0
+
+
+async def test_a_stream_that_never_starts_is_left_for_the_fallback() -> None:
+    """The version's timeout counts until the first piece; then another model streams."""
+    table = table_of(
+        model_entry("m", entries={"1.0.0": {"timeout_s": 0.02}}, config={"fallback": ["spare"]}), model_entry("spare")
+    )
+    router, hosts = make(table, real_time=True)
+    hosts["m-1.0.0"].gate = asyncio.Event()
+    answer = await router.stream(call())
+    assert answer.chosen.model == "spare"
+    assert "".join([chunk.text async for chunk in answer.chunks]) == "Hello world"
+
+
+async def test_stream_errors_are_raised_before_the_first_piece() -> None:
+    """Without a fallback the error itself comes, and it counts against the version."""
+    router, hosts = make(table_of(model_entry("m")))
+    hosts["m-1.0.0"].error = ModelError("broken")
+    with pytest.raises(ModelError):
+        await router.stream(call())
+    assert router.stats.report(1).versions[0].errors == 1
