@@ -16,6 +16,8 @@ __all__ = ["SLOTS", "Forecast", "Patterns", "PrefetchRule", "slot_of"]
 SLOT_S = 900
 SLOTS = 7 * 24 * 3600 // SLOT_S
 """Quarter hours in a week."""
+_DAY_SLOTS = 86_400 // SLOT_S
+_PRIOR_WEEKS = 2
 _EPOCH_WEEKDAY_S = 3 * 86_400
 """1970-01-01 was a Thursday; slot 0 begins on Monday 00:00 UTC."""
 _FORGET = 0.7
@@ -78,6 +80,8 @@ class PrefetchRule(BaseModel):
 
     lead_s: float = 120.0
     """How far ahead to warm: a little more than a cold start takes."""
+    hold_s: float = 300.0
+    """How long a warmed host stays without calls (`autoscaling.idle_s`): a call until then makes the guess right."""
     min_probability: float = 0.5
     min_weeks: int = 1
     min_follows: int = 5
@@ -125,7 +129,8 @@ class Patterns(BaseModel):
         """The chance that somebody calls `model` between `at` and `at + lead_s`, and how many weeks it rests on.
 
         Within a slot, arrivals are taken as Poisson: of a slot that is used with chance u by c calls, the part f of
-        it is used with chance u * (1 - exp(-f * c / u)).
+        it is used with chance u * (1 - exp(-f * c / u)). Few weeks say little about one quarter hour, so what the
+        same time of the other working days (or of the weekend) says counts as two more weeks.
         """
         slots = self.slots.get(model)
         if not slots or self.first_at is None:
@@ -133,14 +138,26 @@ class Patterns(BaseModel):
         none, start, weeks = 1.0, at, _week_of(at) - _week_of(self.first_at)
         while start < at + lead_s:
             end = min(at + lead_s, (math.floor(start / SLOT_S) + 1) * SLOT_S)
-            slot = slots.get(slot_of(start))
-            if slot is not None:
-                known = slot.at_week(_week_of(start))
-                if known.used > 0:
-                    rate = known.calls / known.used * (end - start) / SLOT_S
-                    none *= 1 - known.used * (1 - math.exp(-rate))
+            used, calls = self._expected(slots, slot_of(start), _week_of(start), weeks)
+            if used > 0:
+                rate = calls / used * (end - start) / SLOT_S
+                none *= 1 - used * (1 - math.exp(-rate))
             start = end
         return 1 - none, weeks
+
+    @staticmethod
+    def _expected(slots: Mapping[int, Slot], number: int, week: int, weeks: int) -> tuple[float, float]:
+        """The slot's chance of use and calls, with the same time of like days as a prior of two weeks."""
+        day, time = divmod(number, _DAY_SLOTS)
+        like = range(5) if day < 5 else range(5, 7)
+        found = [slots[d * _DAY_SLOTS + time].at_week(week) for d in like if d * _DAY_SLOTS + time in slots]
+        if not found:
+            return 0.0, 0.0
+        mine = slots[number].at_week(week) if number in slots else Slot()
+        used = sum(slot.used for slot in found) / len(like)
+        calls = sum(slot.calls for slot in found) / len(like)
+        total = weeks + _PRIOR_WEEKS
+        return (weeks * mine.used + _PRIOR_WEEKS * used) / total, (weeks * mine.calls + _PRIOR_WEEKS * calls) / total
 
     def probability_after(self, called: str, model: str) -> tuple[float, int]:
         """The chance that a run which called `called` calls `model` next, and how many runs it rests on."""
@@ -152,7 +169,7 @@ class Patterns(BaseModel):
         out = []
         for model in cold:
             best = Forecast(model=model, probability=0.0, why="")
-            chance, weeks = self.probability_by_time(model, now, rule.lead_s)
+            chance, weeks = self.probability_by_time(model, now, rule.lead_s + rule.hold_s)
             if weeks >= rule.min_weeks and chance > best.probability:
                 best = Forecast(
                     model=model, probability=chance, why=f"used at this hour of the week ({weeks} weeks known)"

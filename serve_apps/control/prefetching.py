@@ -67,10 +67,15 @@ class Prefetching:
         return {"cold": sorted(self._cold()), "needed": rows, "lead_s": self._rule.lead_s}
 
     def _needed(self) -> list[Any]:
-        cold = sorted(self._cold())
-        return self._core.state.patterns.needed(
-            cold, now=self._core.now(), recent=self._seen.called_in_runs, rule=self._rule
-        )
+        found = []
+        for name in sorted(self._cold()):
+            model = self._core.state.models[name]
+            autoscaling = model_config(model).versions[_main(model) or ""].autoscaling
+            rule = self._rule.model_copy(update={"hold_s": autoscaling.idle_s}) if autoscaling else self._rule
+            found += self._core.state.patterns.needed(
+                [name], now=self._core.now(), recent=self._seen.called_in_runs, rule=rule
+            )
+        return found
 
     def _cold(self) -> dict[str, str]:
         """Models whose main version is scaled to zero right now -> its application."""

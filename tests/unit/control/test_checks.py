@@ -124,14 +124,24 @@ def test_a_weekly_habit_is_learned_and_forgotten() -> None:
     patterns, rule = Patterns(), PrefetchRule()
     patterns.learn(MONDAY_9, {"m": [MONDAY_9 + 60 * k for k in range(15)]}, {})
     assert patterns.needed(["m"], now=MONDAY_9 + 1, recent={}, rule=rule) == [], "one week is no habit yet"
-    for week in range(1, 4):
+    for week in range(1, 5):
         start = MONDAY_9 + week * WEEK
         expected = patterns.needed(["m"], now=start - 60, recent={}, rule=rule)
-        assert [forecast.model for forecast in expected] == ["m"]
-        assert "hour of the week" in expected[0].why
+        assert [forecast.model for forecast in expected] == (["m"] if week > 1 else [])
         assert patterns.needed(["m"], now=start + 6 * 3600, recent={}, rule=rule) == []
         patterns.learn(start, {"m": [start + 60 * k for k in range(15)]}, {})
-    assert patterns.needed(["m"], now=MONDAY_9 + 12 * WEEK, recent={}, rule=rule) == []
+    assert patterns.needed(["m"], now=MONDAY_9 + 13 * WEEK, recent={}, rule=rule) == []
+
+
+def test_a_daily_habit_needs_one_week() -> None:
+    """What happens on every working day at nine is expected on the sixth day already."""
+    patterns, rule = Patterns(), PrefetchRule()
+    for day in range(5):
+        start = MONDAY_9 + day * 86_400
+        patterns.learn(start, {"m": [start + 60 * k for k in range(15)]}, {})
+    (expected,) = patterns.needed(["m"], now=MONDAY_9 + WEEK - 60, recent={}, rule=rule)
+    assert "hour of the week" in expected.why
+    assert patterns.needed(["m"], now=MONDAY_9 + WEEK + 5 * 86_400, recent={}, rule=rule) == [], "a Saturday"
 
 
 def test_what_follows_in_workflows_is_warmed() -> None:
