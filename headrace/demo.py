@@ -5,6 +5,7 @@ Everything is the product's own: the environment is `configs/dev.yaml`, the call
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import signal
@@ -14,7 +15,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -97,13 +98,13 @@ class Demo:
             run = self.client.submit("image_processing", files={"photo": photo})
             took = (time.monotonic() - began) * 1000
             runs[photo.stem] = run
-            self.console.print(f"  {photo.name} → run [bold]{run.id}[/] after {took:.0f} ms, durable from here on")
+            self.console.print(f"  {photo.name}: run [bold]{run.id}[/] is durable after {took:.0f} ms", soft_wrap=True)
         ended = self._follow(runs)
         table = Table("photo", "caption", "thumbnail", "model and version", box=None, padding=(0, 2))
         for name, run in ended.items():
             _must_succeed(run)
-            path = self._save(run.id, "/thumbnail", f"{name}_thumbnail.jpg")
-            table.add_row(name, run.output["caption"], str(path), _chosen(run))
+            path = self._save(run.id, "/postprocess/thumbnail", f"{name}_thumbnail.jpg")
+            table.add_row(name, run.output["postprocess"]["caption"], str(path), _chosen(run))
         self.console.print(table)
 
     def support(self) -> None:
@@ -248,6 +249,21 @@ def _ended_by_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@contextmanager
+def _quiet_ray(log: Path) -> Iterator[None]:
+    """Ray tells a driver on stdout about every worker that it misses, also about those that the demo kills; the story
+    is told by `Console`, which keeps the real stdout."""
+    serve = logging.getLogger("ray.serve")
+
+    def only_warnings(record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.WARNING
+
+    serve.addFilter(only_warnings)
+    with log.open("w") as file, redirect_stdout(file):
+        yield
+    serve.removeFilter(only_warnings)
+
+
 def _play(console: Console, state: Path) -> None:
     from cluster.config.loader import load, process_environment
     from headrace.cli.workflows import all_folders
@@ -304,12 +320,12 @@ def _clean(state: Path) -> None:
 
 def main() -> int:
     """Run the demo. Exit code 0: every scene went as told; 1: one did not; 130: interrupted."""
-    console = Console(highlight=False)
+    console = Console(file=sys.stdout, highlight=False)
     began = time.monotonic()
     state = Path(tempfile.mkdtemp(prefix="headrace-demo-"))
     code = 0
     try:
-        with _ended_by_signals():
+        with _ended_by_signals(), _quiet_ray(state / "driver.log"):
             _play(console, state)
     except KeyboardInterrupt:
         console.print("\ninterrupted")

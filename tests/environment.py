@@ -66,7 +66,7 @@ class Environment:
             "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(self.folder)]),
         }
         done = subprocess.run(
-            [sys.executable, "-m", "headrace.cli.main", *arguments],
+            [str(Path(sys.executable).parent / "headrace"), *arguments],
             env=variables,
             cwd=self.folder,
             capture_output=True,
