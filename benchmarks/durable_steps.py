@@ -21,7 +21,8 @@ from typing import Any
 
 from cluster.ray_runtime import driver_flags
 
-for _name, _value in driver_flags().items():
+# Ray reads these once, when it is first imported.
+for _name, _value in {**driver_flags(), "RAY_AUTH_MODE": "token"}.items():
     os.environ.setdefault(_name, _value)
 
 CHAIN = 5

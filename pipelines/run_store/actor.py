@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import random
@@ -116,6 +117,7 @@ class RunStoreActor:
         try:
             config, bucket = await self._configure(adopted=adopted)
             store = await self._start(config, bucket)
+            _tame_collector()
             self._store, self._failure = store, None
             self._ready.set()
             await _follow_breakers(store)
@@ -251,6 +253,13 @@ def _relevant(wire: Mapping[str, Any]) -> dict[str, Any]:
     out = {name: wire.get(name) for name in names}
     out["models"] = sorted(wire.get("models") or {})
     return out
+
+
+def _tame_collector() -> None:
+    """Runs are long-lived and hold no cycles: looking through all of them again and again only makes pauses."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
 
 
 def _restarted() -> bool:
