@@ -18,12 +18,14 @@ from cluster.storage import open_bucket
 from cluster.storage.probe import check_bucket
 from serve_apps.control.core import Core
 from serve_apps.control.deployer import ServeDeployer
+from serve_apps.control.metrics import MetricsExporter
 from serve_apps.control.service import ControlPlane
 from serve_apps.table import RoutingTable
 
 __all__ = ["LOG_PREFIX", "ControlActor"]
 
 LOG_PREFIX = "control"
+_METRICS_EVERY_S = 5.0
 _log = logging.getLogger(__name__)
 
 
@@ -64,7 +66,21 @@ class ControlActor:
         await plane.adopt(self._wire)
         self._plane = plane
         self._started.set()
-        await plane.run()
+        exporting = asyncio.create_task(self._export(core), name="metrics")
+        try:
+            await plane.run()
+        finally:
+            exporting.cancel()
+
+    @staticmethod
+    async def _export(core: Core) -> None:
+        exporter = MetricsExporter()
+        while True:
+            try:
+                exporter.flush(core.state)
+            except Exception as error:  # metrics must never stop the control plane
+                _log.warning("metrics could not be exported: %s", error)
+            await asyncio.sleep(_METRICS_EVERY_S)
 
     async def _ready(self) -> ControlPlane:
         if self._task is None:
