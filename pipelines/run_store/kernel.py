@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -34,6 +35,7 @@ from pipelines.engine import CancelAttempt, Command, Decision, FetchValue, Start
 from pipelines.engine.core import EngineLimits
 from pipelines.engine.engine import Engine
 from pipelines.engine.events import Event
+from pipelines.executor.errors import ResultNotSerialisable
 from pipelines.executor.port import Attempt, Executor, Outcome
 from pipelines.run_store.archive import Archive
 from pipelines.run_store.attempts import Attempts
@@ -113,7 +115,8 @@ class Kernel:
 
         Raises what opening the log raises; then nothing has been changed in memory that matters: make a new kernel.
         """
-        options = self._log_options or LogOptions(pending_bytes=1 << 40)
+        # What was decided must be written, however large: limits are checked before deciding.
+        options = self._log_options or LogOptions(pending_bytes=1 << 40, append_bytes=1 << 32)
         log, recovered = await DurableLog.open(
             self.bucket, self.prefix, clock=self.clock, ids=self.ids, options=options
         )
@@ -144,8 +147,7 @@ class Kernel:
     def check_open(self) -> None:
         """Raises `Unavailable` when this process may not answer any more."""
         if self.failed is not None or self._stopped:
-            why = f": {self.failed}" if self.failed is not None else ""
-            raise Unavailable(f"this run store has stopped{why}", retry_after_s=2)
+            raise _stopped(self.failed)
         _ = self.log
 
     def spawn(self, work: Any) -> None:
@@ -186,9 +188,9 @@ class Kernel:
         self.records_since_snapshot += len(records)
         try:
             future = self.log.enqueue(records, linger_s=linger_s)
-        except StorageError as error:
+        except HeadraceError as error:
             self.fatal(error)
-            raise
+            raise _stopped(error) from error
         shown = [(entry, entry.history.last) for entry in touched.values()]
         for entry, _ in shown:
             entry.last = future
@@ -215,13 +217,13 @@ class Kernel:
 
     async def wait(self, future: asyncio.Future[int] | None, *, timeout_s: float) -> None:
         """Wait until an append is durable. Raises `StorageUnavailable` with the bucket's trouble after `timeout_s`."""
-        if future is None or future.done():
-            if future is not None:
-                future.result()
+        if future is None:
             return
         try:
             async with asyncio.timeout(timeout_s):
                 await asyncio.shield(future)
+        except StorageError as error:
+            raise _stopped(error) from error
         except TimeoutError:
             trouble = self.log.trouble
             why = f": {trouble.message}" if trouble is not None else ""
@@ -330,6 +332,7 @@ class Kernel:
     def _attempt_ended(self, attempt: Attempt, outcome: Outcome) -> None:
         if self._stopped:
             return
+        outcome = _checked(outcome)
         self.metrics.attempt_ended(attempt, outcome)
         now = self.clock.now()
         facts, moved = self._host_result(attempt, outcome, now) if attempt.type == "http_request" else ([], None)
@@ -412,7 +415,7 @@ class Kernel:
         for entry in self.memory.entries.values():
             for waiter in entry.waiters:
                 if not waiter.done():
-                    waiter.set_exception(Unavailable("this run store has stopped", retry_after_s=2))
+                    waiter.set_exception(_stopped(self.failed))
             entry.waiters.clear()
 
     async def _watch_log(self) -> None:
@@ -439,3 +442,20 @@ class Kernel:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self.fatal(error)
+
+
+def _stopped(why: BaseException | None) -> Unavailable:
+    reason = f": {why}" if why is not None else ""
+    return Unavailable(f"this run store has stopped{reason}", retry_after_s=2)
+
+
+def _checked(outcome: Outcome) -> Outcome:
+    """What an executor gave, or a failure where it cannot be kept as JSON: it would break the log's next reader."""
+    if outcome.output is None or isinstance(outcome.output, (str, bool)):
+        return outcome
+    try:
+        orjson.dumps(outcome.output)
+    except TypeError as error:
+        failure = ResultNotSerialisable(f"the step's result is not JSON: {error}")
+        return replace(outcome, status="failed", output=None, error=failure.to_dict())
+    return outcome

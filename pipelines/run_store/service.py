@@ -136,6 +136,7 @@ class RunStore(RunReader):
         if known is not None:
             return {**known, "created": False}
         self._check_accepting()
+        self._check_room()
         now = kernel.clock.now()
         meta: dict[str, Any] = {}
         if request.get("caller"):
@@ -312,7 +313,7 @@ class RunStore(RunReader):
         return None if record is None else dict(kernel.engine.view_of_record(orjson.loads(record)))
 
     def _check_accepting(self) -> None:
-        """Refuse what would only wait: the bucket has not answered for a while, or too many runs are open."""
+        """Refuse what would only wait: the bucket has not answered for a while."""
         kernel = self.kernel
         trouble = kernel.log.trouble
         now = kernel.clock.monotonic()
@@ -325,6 +326,10 @@ class RunStore(RunReader):
                 f"the bucket does not take writes ({trouble.message}); runs are kept and go on when it does",
                 retry_after_s=5,
             )
+
+    def _check_room(self) -> None:
+        """Refuse a new run when too many are open."""
+        kernel = self.kernel
         waiting = len(kernel.engine) - len(kernel.finished)
         if waiting >= self.settings.max_queued_runs:
             raise Overloaded(

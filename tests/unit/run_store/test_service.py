@@ -322,6 +322,22 @@ async def test_too_many_open_runs_and_too_large_inputs_are_refused() -> None:
         with pytest.raises(Overloaded) as caught:
             await store.submit({"workflow": "two"})
         assert caught.value.retry_after_s
+        open_run = (await store.list_runs({}))["runs"][0]
+        assert (await store.cancel(open_run["id"]))["state"] == "CANCELLED"
+
+
+async def test_a_result_that_is_no_json_fails_its_step() -> None:
+    """An executor that gives back something else fails that step alone; the store goes on."""
+    executor = FakeExecutor(answers={"a": lambda attempt: {"x": object()}})
+    factory = StoreFactory()
+    async with factory.running(executor) as store:
+        await store.register({"workflow": TWO_STEPS})
+        run = await store.submit({"workflow": "two"})
+        view = await wait_ended(store, run["id"])
+        assert view["state"] == "FAILED"
+        assert view["steps"][0]["error"]["code"] == "result_not_serialisable"
+        await store.archiver.snapshot()
+    assert factory.fatal == []
 
 
 async def test_a_bad_definition_is_refused_with_its_problems() -> None:
