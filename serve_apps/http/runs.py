@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException
 
-from cluster.errors import InvalidInput, NotFound, TooLarge
+from cluster.errors import HeadraceError, InvalidInput, NotFound, TooLarge
 from serve_apps.http.deps import Caller, require, require_role
 from serve_apps.http.runs_gateway import RunsGateway
 
@@ -303,7 +303,14 @@ async def sse_events(
             return
         if not page["events"]:
             yield b": keep-alive\n\n"
-        page = await gateway.events(run_id, after, heartbeat_s)
+        try:
+            page = await gateway.events(run_id, after, heartbeat_s)
+        except HeadraceError as error:
+            if not error.retryable:
+                raise
+            # The run store restarts: its numbers go on where they were, so the stream can simply wait for it.
+            page = {"events": [], "done": False}
+            await asyncio.sleep(min(1.0, heartbeat_s))
 
 
 def parse_time(text: str) -> float:

@@ -11,7 +11,7 @@ import orjson
 import pytest
 from fastapi import FastAPI
 
-from cluster.errors import HeadraceError
+from cluster.errors import HeadraceError, Unavailable
 from cluster.storage.testing import MemoryBucket
 from pipelines.executor.port import Outcome
 from pipelines.executor.testing import FakeExecutor
@@ -229,6 +229,29 @@ async def test_a_quiet_stream_is_kept_alive(server: Server) -> None:
             server.executor.release("a")
     assert b": keep-alive\n\n" in seen
     assert b"run.succeeded" in seen[-1]
+
+
+async def test_a_stream_outlives_a_restart_of_the_run_store(server: Server) -> None:
+    """While the run store is away the stream stays open, and goes on with the next number."""
+    run_id = await server.submitted(input=1)
+    await wait_ended(server.store, run_id)
+    from serve_apps.http.runs import sse_events
+
+    class Restarting:
+        calls = 0
+
+        async def events(self, run_id: str, after: int, wait_s: float) -> dict[str, Any]:
+            self.calls += 1
+            if self.calls < 3:
+                raise Unavailable("it restarts", retry_after_s=1)
+            page: dict[str, Any] = await server.store.events(run_id, after, wait_s)
+            return page
+
+    first = await server.store.events(run_id, 0, 0)
+    start = {"events": first["events"][:2], "done": False}
+    gateway: Any = Restarting()
+    text = b"".join([chunk async for chunk in sse_events(gateway, run_id, 0, start, heartbeat_s=0.01)]).decode()
+    assert [number for number, _, _ in events_of(text)] == [event["id"] for event in first["events"]]
 
 
 async def test_runs_are_listed_page_by_page(server: Server) -> None:
