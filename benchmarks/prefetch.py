@@ -2,9 +2,9 @@
 
     python -m benchmarks.prefetch [TRACE.json]
 
-A trace is `{"calls": [[seconds since the epoch, model, run or null], …]}`. The default (benchmarks/data/arrivals.json.zst)
-is a public record of real events with weekly habits: each actual departure from New York in September and October 2013
-is one call, and each pair of airport and airline one "model" (the file names its source).
+A trace is `{"calls": [[seconds since the epoch, model, run or null], …]}`. The default, in benchmarks/data, is a public
+record of real events with weekly habits: each actual departure from New York in September and October 2013 is one call,
+and each pair of airport and airline one "model" (the file names its source).
 Peer in the same run: no prefetching (a host is started by the first call, and stays idle_s after the last one).
 """
 

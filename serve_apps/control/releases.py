@@ -9,7 +9,8 @@ from pydantic import ValidationError
 
 from cluster.config.models import ReleaseConfig
 from cluster.errors import Conflict, InvalidInput, NotFound
-from cluster.promotions import PromotionRecord, record_promotion
+from cluster.promotions import PromotionRecord
+from cluster.promotions import record_promotion as write_promotion
 from cluster.storage.port import Bucket
 from serve_apps.control import events as e
 from serve_apps.control.breaker import BreakerState
@@ -130,8 +131,6 @@ class Releases:
 
     async def promote(self, payload: Payload) -> dict[str, Any]:
         """End the release in favour of the candidate, whatever the figures say; who did it is in the history."""
-        if payload.optional_text("version"):
-            return await self._vouch(payload)
         release = self._of(payload, running=True)
         if not payload.flag("force"):
             await self._checks.require(release.model, frm=release.stable, to=release.candidate, timeout_s=GOLDEN_S)
@@ -164,7 +163,7 @@ class Releases:
         await self.record_promotions()
         return view
 
-    async def _vouch(self, payload: Payload) -> dict[str, Any]:
+    async def record_promotion(self, payload: Payload) -> dict[str, Any]:
         """Record a promotion without a release: a first version has no stable one to be compared with."""
         name, version, reason = payload.text("model"), payload.text("version"), payload.optional_text("reason")
         model = self._core.model(name)
@@ -369,7 +368,7 @@ class Releases:
             )
             if record.key in self._recorded:
                 continue
-            await record_promotion(self._bucket, record)
+            await write_promotion(self._bucket, record)
             self._recorded.add(record.key)
 
 

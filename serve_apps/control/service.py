@@ -70,6 +70,7 @@ class ControlPlane:
             "release_resume": self._releases.resume,
             "release_rollback": self._releases.rollback,
             "promotions": self._releases.promotions,
+            "promotion_record": self._releases.record_promotion,
             "breakers": self._breakers.list,
             "breaker_report": self._breakers.report,
             "feedback": self._feedback.give,

@@ -100,6 +100,15 @@ def build_router(gateway: ControlGateway) -> APIRouter:
     async def releases(caller: Operator, model: Annotated[str | None, Query()] = None) -> Any:
         return await call("release_history", caller, model=model)
 
+    @router.post(
+        "/models/{model}/versions/{version}/promotion",
+        status_code=201,
+        response_model=m.PromotionRow,
+        summary="Record a promotion without a release (a first version), with a reason",
+    )
+    async def promotion(model: str, version: str, body: m.PromotionBody, caller: Operator) -> Any:
+        return await call("promotion_record", caller, model=model, version=version, reason=body.reason)
+
     @router.get("/promotions", response_model=m.PromotionList, summary="Versions that proved themselves here")
     async def promotions(caller: Operator) -> Any:
         return await call("promotions", caller)

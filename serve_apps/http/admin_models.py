@@ -21,7 +21,9 @@ __all__ = [
     "KeyRevokedView",
     "ModelDetail",
     "ModelList",
+    "PromotionBody",
     "PromotionList",
+    "PromotionRow",
     "ReasonBody",
     "ReleaseBody",
     "ReleaseList",
@@ -176,6 +178,10 @@ class ReleaseBody(Body):
 class ReasonBody(Body):
     reason: str = ""
     force: bool = Field(default=False, description="skip the checks of signature and golden requests")
+
+
+class PromotionBody(Body):
+    reason: str = Field(min_length=1, max_length=2000)
 
 
 class ReleaseView(View):

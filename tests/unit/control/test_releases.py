@@ -330,8 +330,8 @@ async def test_a_promotion_is_recorded_where_prod_can_read_it(world: World, plan
     await plane.call("release_start", {"model": "echo", "candidate": "1.1.0"})
     await plane.call("release_promote", {"model": "echo"})
     with pytest.raises(InvalidInput, match="reason"):
-        await plane.call("release_promote", {"model": "echo", "version": "1.0.0"})
-    await plane.call("release_promote", {"model": "echo", "version": "1.0.0", "reason": "first", "by": "ann"})
+        await plane.call("promotion_record", {"model": "echo", "version": "1.0.0"})
+    await plane.call("promotion_record", {"model": "echo", "version": "1.0.0", "reason": "first", "by": "ann"})
     promoted = {f"{m} {v}": fingerprint for (m, v), fingerprint in (await read_promotions(world.bucket)).items()}
     assert set(promoted) == {"echo 1.0.0", "echo 1.1.0"}
     prod = World().owner()

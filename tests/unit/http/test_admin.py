@@ -95,6 +95,8 @@ async def test_the_life_of_a_model_over_http(client: httpx.AsyncClient, plane: C
     assert (paused.json()["state"], paused.json()["history"][-1]["by"]) == ("paused", "ops")
     assert (await client.post("/admin/models/m/release/promote")).json()["state"] == "promoted"
     assert (await client.get("/admin/promotions")).json()["promotions"][0]["version"] == "1.1.0"
+    vouched = await client.post("/admin/models/m/versions/1.0.0/promotion", json={"reason": "the first one"})
+    assert (vouched.status_code, vouched.json()["override"]) == (201, "the first one (by ops)")
     assert len((await client.get("/admin/releases?model=m")).json()["releases"]) == 1
     given = {"request_id": "r", "score": 1, "model": "m", "version": "1.1.0"}
     assert (await client.post("/feedback", json=given)).json() == {
