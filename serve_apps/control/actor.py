@@ -54,7 +54,7 @@ class ControlActor:
         journal, recovered = await DurableLog.open(bucket, LOG_PREFIX, clock=clock, ids=ids)
         core = Core(
             journal=journal,
-            deployer=ServeDeployer(),
+            deployer=ServeDeployer(config.router),
             clock=clock,
             ids=ids,
             snapshot=recovered.snapshot,

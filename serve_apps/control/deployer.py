@@ -9,6 +9,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cluster.config.models import RouterConfig
 from cluster.errors import DeadlineExceeded, HeadraceError, InvalidConfig, Unavailable
 from serve_apps.control.ports import AppSpec, AppStatus
 from serve_apps.protocol import InferRequest, InferResult
@@ -28,9 +29,15 @@ _STATES: Mapping[str, str] = {
 
 
 class ServeDeployer:
-    """Implements `Deployer`. Serve's calls block, so each runs in a thread; deployments go one after another."""
+    """Implements `Deployer`. Serve's calls block, so each runs in a thread; deployments go one after another.
 
-    def __init__(self) -> None:
+    `router` says on which host and port Serve listens: whoever deploys first starts Serve, and after the whole cluster
+    was replaced that may be this process, which brings its versions back.
+    """
+
+    def __init__(self, router: RouterConfig) -> None:
+        self._router = router
+        self._serve_started = False
         self._one_at_a_time = threading.Lock()
         self._handles: dict[str, Any] = {}
 
@@ -41,6 +48,7 @@ class ServeDeployer:
         from ray import serve
 
         from serve_apps.hosts.app import build_app
+        from serve_apps.router.bootstrap import start_serve
 
         # Making an application is in the lock too: Serve pickles its options by a registry that all threads share.
         with self._one_at_a_time:
@@ -58,6 +66,9 @@ class ServeDeployer:
             except Exception as error:
                 raise InvalidConfig(f"{spec.model} {spec.version}: {type(error).__name__}: {error}") from error
             try:
+                if not self._serve_started:
+                    start_serve(self._router)
+                    self._serve_started = True
                 serve.run_many(
                     [serve.RunTarget(target=application, name=spec.app, route_prefix=None)],
                     wait_for_applications_running=False,

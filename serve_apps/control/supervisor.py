@@ -42,7 +42,7 @@ class Supervisor:
     def busy(self) -> bool:
         """Something is starting or leaving: look often."""
         state = self._core.state
-        return bool(state.drains) or any(
+        return bool(state.drains or self._missing) or any(
             version.next is not None and version.next.status == "starting"
             for model in state.models.values()
             for version in model.versions.values()
