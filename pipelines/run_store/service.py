@@ -21,6 +21,7 @@ from cluster.errors import (
     StorageError,
     StorageUnavailable,
     TooLarge,
+    Unprocessable,
 )
 from cluster.log import LogOptions
 from cluster.names import run_id as make_run_id
@@ -95,6 +96,7 @@ class RunStore(RunReader):
         self._executor = executor
         self._sender = sender
         self._policy = webhook_policy
+        self._signs = signer.signs
         self._trouble_since: float | None = None
 
     # ---- life ----
@@ -153,6 +155,10 @@ class RunStore(RunReader):
         url = (request.get("webhook") or {}).get("url")
         if url:
             self._policy.check_url(url)
+            if not self._signs and not self._policy.open_world:
+                raise Unprocessable(
+                    "webhooks need `webhooks.secret` in the configuration: receivers check the signature"
+                )
             meta["webhook"] = {"url": url}
         if key is not None:
             keys.begin(key, body)

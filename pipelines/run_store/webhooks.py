@@ -47,7 +47,7 @@ class HttpSender(Protocol):
 
 
 class WebhookSigner:
-    """Makes headers and body of a message. Without a secret messages go unsigned (dev only; the loader warns)."""
+    """Makes headers and body of a message. Without a secret messages go unsigned, which is for dev."""
 
     def __init__(self, *, secret: str | None) -> None:
         self._webhook: Webhook | None = None
@@ -58,6 +58,11 @@ class WebhookSigner:
                 raise InvalidConfig("webhooks.secret must be `whsec_` and base64 (as Standard Webhooks has it)") from (
                     error
                 )
+
+    @property
+    def signs(self) -> bool:
+        """Whether there is a secret."""
+        return self._webhook is not None
 
     def message(self, delivery: Delivery, *, now: float) -> tuple[dict[str, str], bytes]:
         """Headers and body of `delivery` sent at `now` (seconds since the epoch)."""

@@ -10,9 +10,10 @@ from standardwebhooks.webhooks import Webhook
 
 from cluster.clock import ManualClock, SystemIds
 from cluster.config.models import BreakerConfig
-from cluster.errors import Conflict
+from cluster.errors import Conflict, Unprocessable
 from pipelines.executor.port import Outcome
 from pipelines.executor.testing import FakeExecutor
+from pipelines.run_store.outbound import OutboundPolicy
 from pipelines.run_store.testing import FakeSender, StoreFactory, until, wait_ended
 from pipelines.run_store.webhooks import SendResult
 
@@ -106,6 +107,18 @@ async def test_only_an_ended_run_with_a_webhook_can_be_replayed() -> None:
             await store.replay_webhook(without["id"])
         with pytest.raises(Conflict, match="when it ends"):
             await store.replay_webhook(open_run["id"])
+
+
+async def test_outside_dev_an_unsigned_webhook_is_refused() -> None:
+    """Where hosts are checked, a message that nobody could verify is not promised."""
+    policy = OutboundPolicy(allow=("hooks.example.com",))
+    async with StoreFactory(policy=policy).running() as store:
+        await store.register({"workflow": ONE})
+        with pytest.raises(Unprocessable, match=r"webhooks\.secret"):
+            await store.submit({"workflow": "one", "webhook": HOOK})
+    async with StoreFactory(policy=policy, secret=SECRET).running() as store:
+        await store.register({"workflow": ONE})
+        assert (await store.submit({"workflow": "one", "webhook": HOOK}))["created"]
 
 
 async def test_a_large_output_is_linked_and_not_sent() -> None:
