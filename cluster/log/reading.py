@@ -122,8 +122,6 @@ async def read_history(bucket: Bucket, prefix: str, *, oldest: bool = False, par
         base = _oldest_base(snapshots, present) if oldest else newest
         wanted = [seq for seq in present if seq > base]
         try:
-            if oldest:
-                await _check_collected(bucket, prefix, [seq for seq in present if seq <= base], wanted)
             return await _read(bucket, prefix, base, wanted, parallel)
         except (CorruptObject, ObjectNotFound) as error:
             # A missing object is normal when the live owner has taken a newer snapshot and collected it.
@@ -174,23 +172,6 @@ async def _read(bucket: Bucket, prefix: str, base: int, wanted: Sequence[int], p
     if history.snapshot is not None and history.position < history.snapshot.position:
         raise _missing(segment_key(prefix, history.seq + 1))
     return history
-
-
-async def _check_collected(bucket: Bucket, prefix: str, below: Sequence[int], wanted: Sequence[int]) -> None:
-    """What collection leaves before the history's beginning are epoch segments, and segments next to that beginning.
-
-    Anything else there means that segments after it are missing which nobody collected.
-    """
-    start = wanted[0] if wanted else 0
-    loose = []
-    for seq in reversed(below):
-        if seq == start - 1:
-            start = seq
-        else:
-            loose.append(seq)
-    for seq, data in zip(loose, await _fetch(bucket, prefix, loose, 8), strict=True):
-        if decode_segment(data, key=segment_key(prefix, seq)).kind != "epoch":
-            raise _missing(segment_key(prefix, seq + 1))
 
 
 async def _fetch(bucket: Bucket, prefix: str, numbers: Sequence[int], parallel: int) -> list[bytes]:

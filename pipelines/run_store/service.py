@@ -290,7 +290,8 @@ class RunStore(RunReader):
             return decision
 
         future = kernel.decide(decide)
-        await kernel.wait(future, timeout_s=self.settings.durable_timeout_s)
+        # None: known already, but perhaps only in memory yet, by a call whose caller gave up waiting.
+        await kernel.wait_all(timeout_s=self.settings.durable_timeout_s)
         return {"name": definition.spec.name, "digest": digest[0], "created": future is not None}
 
     # ---- inside ----
