@@ -116,6 +116,14 @@ class ServeDeployer:
             raise Unavailable(f"Serve could not delete {app}: {_shorten(str(error))}") from error
 
     async def infer(self, app: str, requests: Sequence[InferRequest], *, timeout_s: float) -> list[InferResult]:
+        results: list[InferResult] = await self._ask(app, "infer", timeout_s, list(requests))
+        return results
+
+    async def describe(self, app: str, *, timeout_s: float) -> Mapping[str, Any]:
+        found: dict[str, Any] = await self._ask(app, "describe", timeout_s)
+        return found
+
+    async def _ask(self, app: str, method: str, timeout_s: float, *args: Any) -> Any:
         from ray import serve
 
         try:
@@ -123,8 +131,7 @@ class ServeDeployer:
                 handle = self._handles.get(app)
                 if handle is None:
                     handle = self._handles[app] = await asyncio.to_thread(serve.get_app_handle, app)
-                results: list[InferResult] = await handle.infer.remote(list(requests))
-                return results
+                return await getattr(handle, method).remote(*args)
         except TimeoutError:
             raise DeadlineExceeded(f"{app} did not answer within {timeout_s:g} s") from None
         except HeadraceError:

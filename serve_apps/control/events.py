@@ -27,6 +27,7 @@ __all__ = [
     "ReleaseStarted",
     "SettingsAdopted",
     "VersionAmended",
+    "VersionDescribed",
     "VersionFailed",
     "VersionLost",
     "VersionReady",
@@ -123,6 +124,17 @@ class VersionFailed(Fact):
     version: str
     generation: int
     reason: str
+
+
+class VersionDescribed(Fact):
+    """What a running host says about itself: the signature that its class declares, and whether it streams."""
+
+    type: Literal["version_described"] = "version_described"
+    model: str
+    version: str
+    generation: int
+    signature: dict[str, Any] | None = None
+    streaming: bool | None = None
 
 
 class VersionLost(Fact):
@@ -264,6 +276,7 @@ Event = Annotated[
     | VersionAmended
     | VersionReady
     | VersionFailed
+    | VersionDescribed
     | VersionLost
     | VersionRemoved
     | AppDeleted

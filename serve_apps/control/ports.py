@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from cluster.config.models import Signature, VersionConfig
 from serve_apps.protocol import InferRequest, InferResult
@@ -62,6 +62,10 @@ class Deployer(Protocol):
 
     async def delete(self, app: str) -> None:
         """Ask for the application's removal, after its requests have ended. An unknown name is no error."""
+        ...
+
+    async def describe(self, app: str, *, timeout_s: float) -> Mapping[str, Any]:
+        """What a running host says about itself: `{signature: {…} | None, streaming: bool, …}`."""
         ...
 
     async def infer(self, app: str, requests: Sequence[InferRequest], *, timeout_s: float) -> list[InferResult]:

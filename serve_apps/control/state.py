@@ -50,6 +50,10 @@ class Instance(Tolerant):
     since: float
     reason: str = ""
     deployment: str | None = None
+    described: bool = False
+    signature: dict[str, Any] | None = None
+    """As the host's class declares it; what the configuration declares wins over it."""
+    streaming: bool | None = None
 
 
 class VersionState(Tolerant):
@@ -231,6 +235,15 @@ def _progress(
         deployment.failed[f"{event.model} {event.version}"] = reason
 
 
+def _described(state: ControlState, event: e.VersionDescribed) -> None:
+    model = state.models.get(event.model)
+    version = model.versions.get(event.version) if model else None
+    for instance in (version.serving, version.next) if version else ():
+        if instance is not None and instance.generation == event.generation:
+            instance.described = True
+            instance.signature, instance.streaming = event.signature, event.streaming
+
+
 def _lost(state: ControlState, event: e.VersionLost) -> None:
     version = state.models[event.model].versions[event.version]
     if version.serving is None:
@@ -409,6 +422,7 @@ _RULES: dict[type, Any] = {
     e.VersionAmended: _amended,
     e.VersionReady: _ready,
     e.VersionFailed: _failed,
+    e.VersionDescribed: _described,
     e.VersionLost: _lost,
     e.VersionRemoved: _removed,
     e.AppDeleted: _app_deleted,
@@ -433,6 +447,7 @@ _VISIBLE = {
     e.VersionAmended,
     e.VersionReady,
     e.VersionFailed,
+    e.VersionDescribed,
     e.VersionLost,
     e.VersionRemoved,
     e.WeightsSet,

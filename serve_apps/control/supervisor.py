@@ -21,6 +21,7 @@ from serve_apps.control.tables import model_config
 __all__ = ["Supervisor"]
 
 _log = logging.getLogger(__name__)
+_DESCRIBE_S = 10.0
 
 
 class Supervisor:
@@ -35,6 +36,7 @@ class Supervisor:
         self._lost_after = lost_after
         self._launches: dict[str, asyncio.Task[None]] = {}
         self._deleting: dict[str, asyncio.Task[None]] = {}
+        self._describing: dict[str, asyncio.Future[Mapping[str, Any]]] = {}
         self._missing: dict[str, int] = {}
         self.last: Mapping[str, AppStatus] = {}
 
@@ -64,9 +66,14 @@ class Supervisor:
         await self._drain(statuses)
 
     async def close(self) -> None:
-        for task in [*self._launches.values(), *self._deleting.values()]:
+        tasks: list[asyncio.Future[Any]] = [
+            *self._launches.values(),
+            *self._deleting.values(),
+            *self._describing.values(),
+        ]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._launches.values(), *self._deleting.values(), return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     # ---- starting ----
 
@@ -95,6 +102,9 @@ class Supervisor:
         if launch is not None and launch.exception() is not None:
             return failed(readable(launch.exception()))
         if status is not None and status.state == "running":
+            if status.running and not instance.described:
+                # Routers check requests against the signature, so it has to be known before there are any.
+                return self._describe(name, version, instance)
             self._launches.pop(instance.app, None)
             return e.VersionReady(at=now, model=name, version=version, generation=instance.generation)
         if status is not None and status.state == "failed":
@@ -111,6 +121,31 @@ class Supervisor:
         else:
             self._core.messages[instance.app] = _short(status)
         return None
+
+    def _describe(self, name: str, version: str, instance: Instance) -> Any | None:
+        """The fact once the host has answered; a host that does not is taken as it is configured."""
+        task = self._describing.get(instance.app)
+        if task is None:
+            work = self._core.deployer.describe(instance.app, timeout_s=_DESCRIBE_S)
+            task = self._describing[instance.app] = asyncio.ensure_future(work)
+            task.add_done_callback(lambda _: self._core.wake.set())
+            return None
+        if not task.done():
+            return None
+        del self._describing[instance.app]
+        said: Mapping[str, Any] = {}
+        if (error := task.exception()) is None:
+            said = task.result()
+        else:
+            _log.warning("%s did not describe itself: %s", instance.app, readable(error))
+        return e.VersionDescribed(
+            at=self._core.now(),
+            model=name,
+            version=version,
+            generation=instance.generation,
+            signature=said.get("signature"),
+            streaming=said.get("streaming"),
+        )
 
     def _launch(self, name: str, model: ModelState, version: str, instance: Instance) -> None:
         spec = self.spec(name, model, version, instance)
@@ -136,12 +171,17 @@ class Supervisor:
     # ---- after starting ----
 
     def _lost(self, statuses: Mapping[str, AppStatus]) -> list[Any]:
-        facts, now = [], self._core.now()
+        facts: list[Any] = []
+        now = self._core.now()
         for name, model in self._core.state.models.items():
             for version, known in model.versions.items():
                 app = known.serving.app if known.serving else None
-                if app is None or app in statuses:
+                if known.serving is None or app is None or app in statuses:
                     self._missing.pop(app or "", None)
+                    if known.serving is not None and app and statuses[app].running and not known.serving.described:
+                        # It was ready while scaled to zero; now somebody is there to be asked.
+                        described = self._describe(name, version, known.serving)
+                        facts += [described] if described is not None else []
                     continue
                 self._missing[app] = self._missing.get(app, 0) + 1
                 if self._missing[app] >= self._lost_after:

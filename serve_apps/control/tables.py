@@ -27,6 +27,9 @@ def model_config(model: ModelState) -> ModelConfig:
         instance = version.serving or version.next
         if instance is not None:
             versions[name] = instance.config
+            known = instance.config.get("signature") or model.config.get("signature")
+            if instance.signature and not known and model.config.get("task", "generic") == "generic":
+                versions[name] = {**instance.config, "signature": instance.signature}
     data = {**model.config, "versions": versions}
     for key in ("traffic", "mirror"):
         data[key] = {name: weight for name, weight in (data.get(key) or {}).items() if name in versions}
@@ -88,7 +91,7 @@ def _version(state: ControlState, name: str, config: ModelConfig, version: str, 
         app=instance.app,
         signature=config.signature_of(version),
         timeout_s=spec.timeout_s,
-        streaming=config.task == "chat",
+        streaming=config.task == "chat" if instance.streaming is None else instance.streaming,
         replicas=spec.autoscaling.max_replicas if spec.autoscaling else spec.replicas,
         ready=instance.status == "ready",
         ejected=breaker is not None and breaker.state is BreakerState.OPEN,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from cluster.errors import Fenced, HeadraceError, NotFound
 from serve_apps.control.ports import AppSpec, AppStatus
@@ -57,6 +58,8 @@ class FakeDeployer:
     deleted: list[str] = field(default_factory=list)
     calls: list[tuple[str, InferRequest]] = field(default_factory=list)
     down: HeadraceError | None = None
+    signatures: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What the classes behind the applications declare."""
 
     async def deploy(self, spec: AppSpec) -> None:
         error = self.refuse.get(f"{spec.model} {spec.version}")
@@ -77,6 +80,9 @@ class FakeDeployer:
     async def delete(self, app: str) -> None:
         self.deleted.append(app)
         self.apps.pop(app, None)
+
+    async def describe(self, app: str, *, timeout_s: float) -> Mapping[str, Any]:
+        return {"signature": self.signatures.get(app), "streaming": False}
 
     async def infer(self, app: str, requests: Sequence[InferRequest], *, timeout_s: float) -> list[InferResult]:
         if app not in self.apps:

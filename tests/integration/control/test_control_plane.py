@@ -247,5 +247,8 @@ async def test_an_impossible_version_fails_with_what_the_cluster_has(
     assert seen["state"] == "failed"
     status = {item["version"]: item for item in seen["items"] if item.get("version")}
     assert status["1.0.0"]["status"] == "ready"
+    detail = await gateway.call("model", {"model": "echo"})
+    signatures = {row["version"]: row["signature"] for row in detail["versions"]}
+    assert signatures["1.0.0"]["inputs"]["text"]["datatype"] == "BYTES", "as its class declares"
     assert "GPU" in status["1.1.0"]["message"]
     assert "told to fail at load" in status["1.2.0"]["message"]

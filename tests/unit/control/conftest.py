@@ -77,7 +77,7 @@ async def plane(world: World) -> AsyncIterator[ControlPlane]:
     await owner.close()
 
 
-async def settle(plane: ControlPlane, passes: int = 4) -> None:
+async def settle(plane: ControlPlane, passes: int = 6) -> None:
     """Let the supervisor finish what is due without the clock moving."""
     import asyncio
 

@@ -111,6 +111,25 @@ async def test_a_new_signature_needs_a_new_major_version(plane: ControlPlane) ->
     assert await plane.call("plan", {"config": config({"m": {"versions": {"1.1.0": version(signature=wider)}}})})
 
 
+async def test_a_class_declares_the_signature_when_the_file_does_not(world: World, plane: ControlPlane) -> None:
+    """What the host's class says about its interface is in the table before the first request, and guards releases."""
+    world.deployer.signatures = {
+        "echo-1.0.0": {"inputs": {"a": {"datatype": "FP32"}}, "outputs": {"b": {"datatype": "FP32"}}},
+        "echo-1.1.0": {"inputs": {"x": {"datatype": "FP32"}}, "outputs": {"b": {"datatype": "FP32"}}},
+    }
+    await plane.call("deploy", {"config": config({"echo": {**TWO["echo"], "traffic": {"1.0.0": 100}}})})
+    await settle(plane)
+    signature = plane.table().models["echo"].versions["1.0.0"].signature
+    assert signature is not None
+    assert list(signature.inputs) == ["a"]
+    assert plane.table().models["echo"].versions["1.0.0"].ready
+    with pytest.raises(Conflict, match="input 'a' is gone"):
+        await plane.call("release_start", {"model": "echo", "candidate": "1.1.0"})
+    assert (await plane.call("deploy", {"config": config({"echo": {**TWO["echo"], "traffic": {"1.0.0": 100}}})}))[
+        "items"
+    ] == [], "it does not count as a difference"
+
+
 async def test_retiring_takes_the_version_out_and_deletes_it_later(world: World, plane: ControlPlane) -> None:
     """Retire removes a version without traffic at once from the table, and from the cluster after draining."""
     await plane.call("deploy", {"config": config(TWO)})

@@ -70,7 +70,7 @@ def wire() -> dict[str, Any]:
 async def deploy(client: httpx.AsyncClient, plane: ControlPlane) -> dict[str, Any]:
     answer = await client.post("/admin/deploy", json={"config": wire()})
     assert answer.status_code == 202, answer.text
-    for _ in range(3):
+    for _ in range(6):
         await plane.supervisor.step()
         await plane.core.wait_change(plane.core.state.revision, 0.01)
     return dict(answer.json())
