@@ -9,9 +9,10 @@ from typing import Any
 
 from cluster.clock import Clock, IdSource
 from cluster.errors import Fenced, NotFound, Unavailable
+from serve_apps.control.apply import apply
 from serve_apps.control.events import decode_event, encode_event
 from serve_apps.control.ports import Deployer, Journal
-from serve_apps.control.state import ControlState, ModelState, apply
+from serve_apps.control.state import ControlState, ModelState
 
 __all__ = ["Core"]
 

@@ -210,6 +210,23 @@ async def test_a_bad_candidate_is_rolled_back_by_itself(
     assert [row["status"] for row in versions] == ["ready", "ready"]
 
 
+async def test_a_guard_rail_acts_within_seconds(gateway: RayControlGateway, tmp_path: Path) -> None:
+    """A candidate that fails always loses its traffic by the guard rail; the time that took is printed."""
+    both = {"1.0.0": ECHO, "1.1.0": {**ECHO, "config": {"fail_on": "hello"}}}
+    model = {"breaker": {"enabled": False}, "retry": {"max_attempts": 1}}
+    assert (await deployed(gateway, wire(tmp_path / "bucket", both, **model)))["state"] == "done"
+    async with Load() as load:
+        await until(lambda: len(load.answers) > 50)
+        await gateway.call("release_start", {"model": "echo", "candidate": "1.1.0", "step_duration": 600})
+        end = await release_end(gateway)
+        mark = len(load.answers)
+        await until(lambda: len(load.answers) > mark + 200)
+    assert end["history"][-1]["figures"]["reason"] == "guard"
+    bad = [at for at, version, _ in load.failures if version == "1.1.0"]
+    print(f"from the first bad answer to the last one: {bad[-1] - bad[0]:.2f} s, {len(bad)} bad answers")
+    assert {version for _, version in load.answers[mark + 100 :]} == {"1.0.0"}
+
+
 async def test_worse_feedback_rolls_back(gateway: RayControlGateway, tmp_path: Path) -> None:
     """When callers like the candidate's answers less, it loses its traffic."""
     bucket = tmp_path / "bucket"
