@@ -20,7 +20,7 @@ from pipelines.run_store.webhooks import HttpSender, SendResult, WebhookSigner
 __all__ = ["Archiver", "Reporter", "WebhookPump"]
 
 RETRY_S = 5.0
-CHUNK = 256
+CHUNK = 64
 ENDED = frozenset({"SUCCESS", "FAILED", "CANCELLED"})
 
 
@@ -62,14 +62,23 @@ class Archiver:
                     runs.append(ArchivedRun(summary=summary, record=orjson.dumps(self.record(run_id))))
             await asyncio.sleep(0)
         segments = await kernel.memory.archive.write(runs)
-        # Meanwhile a run may have been resumed: it stays, and its object's copy is hidden by the one in memory.
-        events = []
-        for run_id, finished_at in ends.items():
-            if run_id in engine and engine.summary(run_id)["finished_at"] == finished_at:
-                events += engine.evict(run_id).events
-            kernel.finished.pop(run_id, None)
-        kernel.commit(Decision(events=events), [Archived(segments=tuple(segments))])
-        return len(events)
+        kernel.commit(Decision(), [Archived(segments=tuple(segments))])
+        # In small portions, since submits wait meanwhile. A crash in between leaves runs in memory that are archived
+        # too: memory wins, and they are archived again. So it is with a run that was resumed in the meantime.
+        evicted = 0
+        waiting = list(ends.items())
+        for start in range(0, len(waiting), CHUNK):
+            events = []
+            for run_id, finished_at in waiting[start : start + CHUNK]:
+                if run_id not in engine:
+                    kernel.finished.pop(run_id, None)
+                elif engine.summary(run_id)["finished_at"] == finished_at:
+                    events += engine.evict(run_id).events
+                    kernel.finished.pop(run_id, None)
+            kernel.commit(Decision(events=events))
+            evicted += len(events)
+            await asyncio.sleep(0)
+        return evicted
 
     def record(self, run_id: str) -> dict[str, Any]:
         """All that is known of a run, as the archive keeps it and `Engine.restore` takes it back."""

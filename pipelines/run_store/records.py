@@ -33,7 +33,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Archived:
-    """These objects hold finished runs; the `RunEvicted` facts of the same append say which."""
+    """These objects hold finished runs; `RunEvicted` facts that follow say which of them left memory."""
 
     segments: tuple[ArchiveSegment, ...]
 
