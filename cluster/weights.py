@@ -55,10 +55,10 @@ def fetch(
     storage_options: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """A local path of the artifact: a file (any fsspec URL) or a package's folder (`package:NAME`, `package:NAME/sub/file`).
+    """A local path of the artifact: a file by any fsspec URL, or `package:NAME` or `package:NAME/sub/file`.
 
-    A file with a `sha256` is checked, and found in the cache by it without asking its source. Raises `NotFound` (no such
-    artifact or package), `Unprocessable` (the checksum differs), `InvalidConfig` (a URL that means nothing) or
+    A file with a `sha256` is checked, and found in the cache by it without asking its source. Raises `NotFound` (no
+    such artifact or package), `Unprocessable` (the checksum differs), `InvalidConfig` (a URL that means nothing) or
     `Unavailable` (its store does not answer; worth another try).
     """
     if url.startswith("package:"):
@@ -211,8 +211,8 @@ def load_state_dict(path: Path) -> dict[str, Any]:
     except Exception as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise Unprocessable(
-            f"{path.name} is not a plain state dict, and headrace never unpickles anything else ({first[:200]}); save it "
-            "again as safetensors, or by torch.save(model.state_dict(), path)"
+            f"{path.name} is not a plain state dict, and headrace never unpickles anything else ({first[:200]}); save "
+            "it again as safetensors, or by torch.save(model.state_dict(), path)"
         ) from None
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]

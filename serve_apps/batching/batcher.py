@@ -38,7 +38,7 @@ class Batcher(Generic[T, R]):
     """`run(items)` answers a list as long as `items`; a place may hold an exception, which is that item's alone.
 
     When `run` raises, or answers with another number of values, the batch is split into halves and each is run again,
-    so that only the item at fault fails. `may_retry(items)` can forbid that: a half-streamed answer can't be sent twice.
+    so that only the item at fault fails. `may_retry(items)` can forbid that (a streamed answer can't be sent twice).
     """
 
     def __init__(
