@@ -52,6 +52,8 @@ async def _in_thread(work: Callable[[], bytes]) -> bytes:
 class LogOptions:
     """Limits and tactics. Sizes in bytes, times in seconds.
 
+    After a write that took longer than `slow_write_s`, or had to be repeated, the owner first looks whether another one
+    has taken over meanwhile, before anybody acts on what was written.
     `collect` removes segments that an older snapshot than the newest covers; without it the whole history stays.
     `offload` runs a long computation (compressing a snapshot) away from the event loop; simulations pass their own.
     """
@@ -64,6 +66,7 @@ class LogOptions:
     parallel_reads: int = 32
     retry_initial_s: float = 0.05
     retry_max_s: float = 5.0
+    slow_write_s: float = 1.0
     offload: Offload = _in_thread
 
 
@@ -419,6 +422,8 @@ class DurableLog:
         """Returns when exactly these bytes are segment `seq`. Raises `Fenced` when others are."""
         key = segment_key(self._prefix, seq)
         delay = self._options.retry_initial_s
+        began = self._clock.monotonic()
+        unsure = False
         while True:
             present: bytes | None = data
             try:
@@ -435,14 +440,26 @@ class DurableLog:
             except StorageError as error:
                 # Whether it was written is unknown: no other bytes may be tried under this number, only these again.
                 self._trouble = error
+                unsure = True
                 self.stats.retries += 1
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, self._options.retry_max_s)
                 continue
+            if present != data:
+                raise _fenced(self._prefix, key, present)
+            if unsure or self._clock.monotonic() - began > self._options.slow_write_s:
+                # The records are durable. But a newer owner may have read them, and more may have happened since.
+                successor = segment_key(self._prefix, seq + 1)
+                try:
+                    raise _fenced(self._prefix, successor, await self._bucket.get(successor))
+                except ObjectNotFound:
+                    pass
+                except StorageUnavailable as error:
+                    self._trouble = error
+                    await asyncio.sleep(delay)
+                    continue
             self._trouble = None
-            if present == data:
-                return
-            raise _fenced(self._prefix, key, present)
+            return
 
     def _stop(self, error: StorageError) -> None:
         if not self._stopped.done():

@@ -66,6 +66,7 @@ class World:
     draw: random.Random
     loop: SimLoop
     starts: list[tuple[str, Attempt]] = field(default_factory=list)
+    newest: Process | None = None
     fences: set[int] = field(default_factory=set)
     cancelled: set[str] = field(default_factory=set)
     """Runs whose cancel was acknowledged."""
@@ -89,8 +90,8 @@ class WorldExecutor:
         if attempt.fence in world.fences:
             world.late.append(f"fence {attempt.fence} was given twice: a worker cannot tell which attempt is newer")
         world.fences.add(attempt.fence)
-        # A zombie may act on what it was told before it froze: its results are refused, its starts cannot be.
-        if attempt.run_id in world.cancelled and self.process.freeze_at is None:
+        # A zombie may act on what it was told before it was replaced: its results are refused, its starts cannot be.
+        if attempt.run_id in world.cancelled and self.process is world.newest:
             world.late.append(f"{attempt.step_id} of {attempt.run_id} was started after its cancel was acknowledged")
         await asyncio.sleep(60.0 if draw.random() < 0.02 else draw.uniform(0.001, 0.3))
         if draw.random() < self.fail:
@@ -202,6 +203,7 @@ class StoreHistory:
             await self._gone(process, 1e9)
 
     async def _own(self, process: Process) -> None:
+        self._world.newest = process
         bucket = MemoryBucket(self.objects, self._faults, network=Context())
         store = RunStore(
             shard=0,
