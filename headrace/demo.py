@@ -22,6 +22,7 @@ from types import FrameType
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from cluster.errors import HeadraceError, NotFound
@@ -49,6 +50,10 @@ class Tally:
     finished: Counter[str] = field(default_factory=Counter)
     again: list[str] = field(default_factory=list)
     """Finished work that was started once more: must stay empty."""
+
+    def done(self) -> set[str]:
+        """Work that was tried and is finished. (A `foreach` step itself is not tried: its items are.)"""
+        return {name for name, count in self.finished.items() if count and self.started[name]}
 
     def feed(self, event: Event) -> None:
         """Take in one event."""
@@ -100,12 +105,11 @@ class Demo:
             runs[photo.stem] = run
             self.console.print(f"  {photo.name}: run [bold]{run.id}[/] is durable after {took:.0f} ms", soft_wrap=True)
         ended = self._follow(runs)
-        table = Table("photo", "caption", "thumbnail", "model and version", box=None, padding=(0, 2))
         for name, run in ended.items():
             _must_succeed(run)
             path = self._save(run.id, "/postprocess/thumbnail", f"{name}_thumbnail.jpg")
-            table.add_row(name, run.output["postprocess"]["caption"], str(path), _chosen(run))
-        self.console.print(table)
+            self.console.print(f"  [bold]{name}[/]: {escape(run.output['postprocess']['caption'])}", soft_wrap=True)
+            self.console.print(f"    {path} · {_chosen(run)}", style="dim", soft_wrap=True)
 
     def support(self) -> None:
         """Three questions to one route; who answers is decided by the rules in the configuration."""
@@ -133,7 +137,7 @@ class Demo:
                 if killed_at is not None and first_after is None and event.event.endswith("succeeded"):
                     first_after = time.monotonic()
                 if killed_at is None and event.event == "step.succeeded" and event.data["step"] == "thumbnails":
-                    done_before = {name for name, count in tally.finished.items() if count}
+                    done_before = tally.done()
                     pid = _kill_run_store()
                     killed_at = time.monotonic()
                     board.set("run store", "KILLED", f"kill -9 {pid}")
@@ -148,7 +152,7 @@ class Demo:
             raise HeadraceError(f"finished work ran again: {', '.join(twice)}")
         self.console.print(
             f"  {len(done_before)} pieces of work were finished before the kill, and each was started exactly once; "
-            f"{sum(tally.finished.values())} are finished now"
+            f"{len(tally.done())} are finished now"
         )
         table = Table("photo", "seen", "caption", box=None, padding=(0, 2))
         for row in ended.output.get("gather", []):

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ class Environment:
         (self.configs / "base.yaml").write_text(BASE % {"port": self.port, "state": self.state})
         (self.configs / "dev.yaml").write_text(dev)
         self.acknowledged: list[str] = []
-        self.client: Client
+        self._client: Client | None = None
 
     def add_workflow(self, name: str, files: Mapping[str, str]) -> None:
         """A workflow's folder, to be registered by the next `up`."""
@@ -81,7 +82,24 @@ class Environment:
         self.command("up", "--json")
         known = read_credentials(self.state / "dev" / "credentials.json")
         assert known.url is not None
-        self.client = Client(transport=HttpTransport(known.url, known.api_key, timeout_s=30))
+        self._close_client()
+        self._client = Client(transport=HttpTransport(known.url, known.api_key, timeout_s=30))
+
+    @property
+    def client(self) -> Client:
+        """A client of the environment that is up."""
+        assert self._client is not None, "call up() first"
+        return self._client
+
+    def close(self) -> None:
+        """Ends every process."""
+        self._close_client()
+        stop_local(self.state / "dev")
+
+    def _close_client(self) -> None:
+        if self._client is not None:
+            self._client.close()
+            self._client = None
 
     def kill_everything(self) -> None:
         """kill -9 of every process of the cluster, as when the machine loses power."""
@@ -111,7 +129,7 @@ class Environment:
 
     def submit(self, workflow: str, input: Any = None, *, patience_s: float = 60) -> str:
         """Starts a run the way a careful caller does: with a key, repeating until it is acknowledged."""
-        key = f"test-{len(self.acknowledged)}"
+        key = f"test-{uuid.uuid4().hex}"
         give_up = time.monotonic() + patience_s
         while True:
             try:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from cluster.ray_runtime import stop_local
 from tests.environment import Environment
 
 CHAIN = """
@@ -54,4 +53,4 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Environmen
         made.up()
         yield made
     finally:
-        stop_local(made.state / "dev")
+        made.close()

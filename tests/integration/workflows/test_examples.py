@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from cluster.ray_runtime import stop_local
 from headrace.results import Run
 from tests.environment import REPOSITORY, Environment, until
 
@@ -74,7 +73,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Environmen
         made.up()
         yield made
     finally:
-        stop_local(made.state / "dev")
+        made.close()
 
 
 def run(environment: Environment, workflow: str, input: Any = None, **options: Any) -> Run:
