@@ -47,6 +47,7 @@ async def gateway(ray_cluster: LocalCluster, tmp_path: Path) -> AsyncIterator[Ra
     from serve_apps.router.bootstrap import deploy_router
 
     wired = wire(tmp_path / "bucket", {"1.0.0": ECHO})
+    wired["router"]["port"] = int(ray_cluster.http_url.rpartition(":")[2])
     await asyncio.to_thread(ensure_control_plane, wired)
     await asyncio.to_thread(deploy_router, wired)
     gateway = RayControlGateway()
