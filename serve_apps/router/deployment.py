@@ -120,7 +120,7 @@ class RouterIngress:
         while True:
             await asyncio.sleep(_FLUSH_S)
             try:
-                exporter.flush(self.router)
+                await exporter.flush(self.router)
             except Exception as error:  # metrics must never stop the router
                 _log.warning("metrics could not be exported: %s", error)
             report = self.router.stats.report(self.router.table.revision)

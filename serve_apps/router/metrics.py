@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from cluster import metrics as names
@@ -30,16 +31,15 @@ class MetricsExporter:
         self._revision = _make(names.TABLE_REVISION)
         self._busy: set[str] = set()
 
-    def flush(self, router: Router) -> None:
-        """Export everything since the last flush."""
+    async def flush(self, router: Router) -> None:
+        """Export everything since the last flush, giving way to requests in between: Ray takes one sample at a time."""
         in_flight: dict[str, int] = dict.fromkeys(self._busy, 0)
         for row in router.stats.metric_rows():
             labels = {"model": row.model, "version": row.version}
             for (rule, outcome), count in row.outcomes.items():
                 self._requests.inc(count, {**labels, "rule": rule or "direct", "outcome": outcome})
             for count, middle in zip(row.buckets, _MIDDLES, strict=True):
-                for _ in range(count):
-                    self._seconds.observe(middle, labels)
+                await _observe(self._seconds, middle, labels, count)
             in_flight[row.model] = in_flight.get(row.model, 0) + row.in_flight
         for model, value in in_flight.items():
             self._in_flight.set(value, {"model": model})
@@ -49,9 +49,15 @@ class MetricsExporter:
         for (model, fallback), count in router.stats.take_fallbacks().items():
             self._fallbacks.inc(count, {"model": model, "fallback": fallback})
         for model, version, size, count in router.take_merged():
-            for _ in range(count):
-                self._merged.observe(size, {"model": model, "version": version})
+            await _observe(self._merged, size, {"model": model, "version": version}, count)
         self._revision.set(router.table.revision)
+
+
+async def _observe(histogram: Any, value: float, labels: dict[str, str], count: int) -> None:
+    for number in range(count):
+        histogram.observe(value, labels)
+        if number % 50 == 49:
+            await asyncio.sleep(0)
 
 
 def _make(metric: Metric) -> Any:
