@@ -30,7 +30,7 @@ from pipelines.verify.report import Report
 REPOSITORY = Path(__file__).resolve().parents[1]
 BASE = """
 router: {host: 127.0.0.1, port: %(port)d}
-cluster: {num_cpus: 8, object_store_mb: 128, state_dir: "%(state)s"}
+cluster: {num_cpus: 4, object_store_mb: 128, state_dir: "%(state)s"}
 storage: {url: "file://%(state)s/bucket"}
 state: {snapshot_every: 50}
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from cluster.config.loader import process_environment
+from cluster.config.environment import process_environment
 from cluster.config.models import SecretRef
 from cluster.config.secrets import Secrets
 from cluster.storage import open_bucket

@@ -16,13 +16,13 @@ workflow:
   steps:
 %s"""
 FIRST = """\
-    - {id: s1, type: python_script, script: work.py, resources: {cpus: 0.5}, input: {run: "{{input}}"}}
+    - {id: s1, type: python_script, script: work.py, resources: {cpus: 1}, input: {run: "{{input}}"}}
 """
 NEXT = """\
     - id: s%d
       type: python_script
       script: work.py
-      resources: {cpus: 0.5}
+      resources: {cpus: 1}
       input: {run: "{{input}}", before: "{{steps.s%d.output}}"}
 """
 WORK = '''

@@ -68,9 +68,11 @@ class Load:
         self.error: BaseException | None = None
 
     def __enter__(self) -> Load:
+        begun = len(executions(self._environment))
         for thread in self._threads:
             thread.start()
         until(lambda: len(self.run_ids) >= 12, "the first runs")
+        until(lambda: len(executions(self._environment)) > begun + 6, "the first steps")
         return self
 
     def __exit__(self, *exc: Any) -> None:
