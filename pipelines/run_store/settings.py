@@ -22,7 +22,7 @@ class StoreSettings:
     max_input_bytes: int = 8 << 20
     spill_bytes: int = 64 << 10
     submit_linger_s: float = 0.018
-    step_linger_s: float = 0.005
+    step_linger_s: float = 0.002
     snapshot_every: int = 2000
     snapshot_records: int = 50_000
     archive_batch: int = 1000
