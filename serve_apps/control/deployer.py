@@ -50,7 +50,6 @@ class ServeDeployer:
         from serve_apps.hosts.app import build_app
         from serve_apps.router.bootstrap import start_serve
 
-        # Making an application is in the lock too: Serve pickles its options by a registry that all threads share.
         with self._one_at_a_time:
             try:
                 application = build_app(
@@ -85,7 +84,8 @@ class ServeDeployer:
         from ray import serve
 
         try:
-            overview = serve.status()
+            with self._one_at_a_time:
+                overview = serve.status()
         except Exception as error:
             raise Unavailable(f"Serve does not answer: {_shorten(str(error))}") from error
         found = {}
@@ -111,7 +111,8 @@ class ServeDeployer:
         from ray import serve
 
         try:
-            serve.delete(app, _blocking=False)
+            with self._one_at_a_time:
+                serve.delete(app, _blocking=False)
         except Exception as error:
             raise Unavailable(f"Serve could not delete {app}: {_shorten(str(error))}") from error
 
@@ -124,13 +125,11 @@ class ServeDeployer:
         return found
 
     async def _ask(self, app: str, method: str, timeout_s: float, *args: Any) -> Any:
-        from ray import serve
-
         try:
             async with asyncio.timeout(timeout_s):
                 handle = self._handles.get(app)
                 if handle is None:
-                    handle = self._handles[app] = await asyncio.to_thread(serve.get_app_handle, app)
+                    handle = self._handles[app] = await asyncio.to_thread(self._handle, app)
                 return await getattr(handle, method).remote(*args)
         except TimeoutError:
             raise DeadlineExceeded(f"{app} did not answer within {timeout_s:g} s") from None
@@ -139,6 +138,12 @@ class ServeDeployer:
         except Exception as error:
             self._handles.pop(app, None)
             raise Unavailable(f"{app} cannot be reached: {_shorten(str(error))}") from error
+
+    def _handle(self, app: str) -> Any:
+        from ray import serve
+
+        with self._one_at_a_time:
+            return serve.get_app_handle(app)
 
 
 _TRACE_END = re.compile(
