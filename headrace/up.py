@@ -69,8 +69,9 @@ def bring_up(loaded: Loaded, env: Mapping[str, str], *, quiet: bool = False) -> 
 
         start_serve(config.router)
         control = ensure_control_plane(wire)
-        ensure_run_stores(wire)
+        # The router comes first: recovered runs go on at once, and would take the CPUs that it needs to start.
         deploy_router(wire)
+        ensure_run_stores(wire)
     url = f"http://{_reachable(config.router.host)}:{config.router.port}"
     key = _operator_key(control, state, url) if config.auth.enabled else None
     write_credentials(state / "credentials.json", url=url, api_key=key)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import redirect_stdout
 from typing import Annotated, Any
 
 import typer
@@ -32,15 +34,17 @@ def up(
 
     state = shared(json=json)
     loaded = state.load()
-    running = bring_up(loaded, state.env, quiet=json)
-    for warning in running.warnings:
-        note(f"note: {warning}")
-    with step("workflows", quiet=json):
-        registered = register_folders(running.client, None, state)
-    view: dict[str, Any] = {"state": "done", "items": []}
-    if not no_models:
-        request = deploy_request(loaded, state.env, only=only)[0] if only else running.request
-        view = deploy_and_follow(running.client, request, wait=True, quiet=json)
+    # Ray tells its drivers on stdout about workers that come and go; stdout is for the answer.
+    with redirect_stdout(sys.stderr):
+        running = bring_up(loaded, state.env, quiet=json)
+        for warning in running.warnings:
+            note(f"note: {warning}")
+        with step("workflows", quiet=json):
+            registered = register_folders(running.client, None, state)
+        view: dict[str, Any] = {"state": "done", "items": []}
+        if not no_models:
+            request = deploy_request(loaded, state.env, only=only)[0] if only else running.request
+            view = deploy_and_follow(running.client, request, wait=True, quiet=json)
     failed = [item for item in view["items"] if item.get("status") == "failed"]
     if json:
         print_json(

@@ -7,7 +7,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.errors import CorruptObject, InvalidInput
@@ -16,6 +16,7 @@ from pipelines.executor.bundles import BundleCache, digest_of, pack, pack_folder
 NAMES = st.from_regex(r"[a-z]{1,8}(/[a-z]{1,8}){0,2}\.py", fullmatch=True)
 
 
+@settings(deadline=None)
 @given(st.dictionaries(NAMES, st.binary(max_size=200), min_size=1, max_size=6))
 def test_the_same_files_make_the_same_bundle(files: dict[str, bytes]) -> None:
     """The digest depends on names and contents only, not on order or time."""
