@@ -118,8 +118,10 @@ class Demo:
             answer = self.client.chat("support", question, max_tokens=32)
             chosen = answer.chosen
             self.console.print(f"  [bold]{question}[/]")
-            self.console.print(f"    → {chosen.model} {chosen.version}, because {_reason(why, chosen.rule)}")
-            self.console.print(f"    {' '.join(answer.text.split())}", style="dim", markup=False)
+            self.console.print(
+                f"    → {chosen.model} {chosen.version}, because {_reason(why, chosen.rule)}", soft_wrap=True
+            )
+            self.console.print(f"    {' '.join(answer.text.split())}", style="dim", markup=False, soft_wrap=True)
 
     def survive(self) -> None:
         """Kill the run store in the middle of a run; the run ends, and nothing that was finished is done again."""
@@ -152,7 +154,8 @@ class Demo:
             raise HeadraceError(f"finished work ran again: {', '.join(twice)}")
         self.console.print(
             f"  {len(done_before)} pieces of work were finished before the kill, and each was started exactly once; "
-            f"{len(tally.done())} are finished now"
+            f"{len(tally.done())} are finished now",
+            soft_wrap=True,
         )
         table = Table("photo", "seen", "caption", box=None, padding=(0, 2))
         for row in ended.output.get("gather", []):
@@ -303,6 +306,7 @@ def _play(console: Console, state: Path) -> None:
         "  headrace down                                         stop it; runs and models stay in the bucket",
         markup=False,
         highlight=False,
+        soft_wrap=True,
     )
 
 

@@ -158,7 +158,7 @@ class RunBoard:
             self._board.set(name, "RUNNING", f"attempt {attempt}" if attempt and attempt > 1 else "")
         elif kind == "succeeded":
             took = data.get("duration_s")
-            notes = [f"{took:.2f} s" if took is not None else "", self._chosen.get(name, "")]
+            notes = [f"{took:.2f} s" if took else "", self._chosen.get(name, "")]
             self._board.set(name, "SUCCESS", ", ".join(note for note in notes if note))
         elif kind == "failed":
             error = data.get("error") or {}
