@@ -40,8 +40,13 @@ class FakeHost:
     gate: asyncio.Event | None = None
     """Calls wait for it."""
     calls: list[list[InferRequest]] = field(default_factory=list)
-    streams: int = 0
+    streamed: list[InferRequest] = field(default_factory=list)
     cancelled: int = 0
+
+    @property
+    def streams(self) -> int:
+        """How many streams were asked for."""
+        return len(self.streamed)
 
     @property
     def requests(self) -> list[InferRequest]:
@@ -65,7 +70,7 @@ class FakeHost:
         return [self.respond(request) for request in requests]
 
     async def stream(self, request: InferRequest) -> AsyncIterator[StreamChunk]:
-        self.streams += 1
+        self.streamed.append(request)
         finished = False
         try:
             if self.gate is not None:

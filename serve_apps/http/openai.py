@@ -86,6 +86,8 @@ async def completions(router: Router, exchange: Exchange) -> Reply | StreamReply
         if len(texts) > _MAX_CHOICES:
             raise _invalid(f"{len(texts)} choices are asked for, at most {_MAX_CHOICES}", "n")
         call = _call(exchange, body, {"prompt": texts}, len(texts))
+        # A completion goes on from the prompt itself: no chat template, no system prompt.
+        call.parameters = {**call.parameters, "raw": True}
         if body.get("stream"):
             return await _stream(router, exchange, body, call, len(texts), _Text())
     except HeadraceError as error:

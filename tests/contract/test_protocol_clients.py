@@ -275,10 +275,11 @@ def test_openai_chat_stream(sdk: openai.OpenAI, count: int) -> None:
     assert usage.completion_tokens == 3 * count
 
 
-def test_openai_completions(sdk: openai.OpenAI) -> None:
-    """Completions take one prompt or several, streamed or not."""
-    answer = sdk.completions.create(model="chat", prompt=["a", "b"])
+def test_openai_completions(sdk: openai.OpenAI, server: Server) -> None:
+    """Completions take one prompt or several, streamed or not, and the model is told to put no chat around them."""
+    answer = sdk.completions.create(model="chat", prompt=["a", "b"], max_tokens=5)
     assert [choice.text for choice in answer.choices] == ["after a", "after b"]
+    assert server.hosts["chat-1.0.0"].requests[-1].parameters == {"max_tokens": 5, "raw": True}
     pieces = sdk.completions.create(model="chat", prompt="a", stream=True)
     assert "".join(chunk.choices[0].text for chunk in pieces if chunk.choices) == "Hello world"
 

@@ -357,6 +357,20 @@ async def test_completions(client: httpx.AsyncClient) -> None:
     assert [choice["index"] for choice in answer.json()["choices"]] == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_only_completions_are_raw(client: httpx.AsyncClient, surface: Surface, stream: bool) -> None:
+    """A completion tells the model to continue the prompt as it is; a chat does not, whatever the caller writes."""
+    await client.post("/v1/completions", json={"model": "chat", "prompt": "a", "seed": 1, "stream": stream})
+    messages = [{"role": "user", "content": "a"}]
+    body = {"model": "chat", "messages": messages, "seed": 1, "stream": stream, "raw": True}
+    await client.post("/v1/chat/completions", json=body)
+    host = surface.hosts["chat-1.0.0"]
+    raw, chat = host.streamed if stream else host.requests
+    assert raw.parameters == {"seed": 1, "raw": True}
+    assert raw.inputs == {"prompt": ["a"]}
+    assert chat.parameters == {"seed": 1}
+
+
 async def test_embeddings_float_and_base64(client: httpx.AsyncClient) -> None:
     """Embeddings come as numbers or as base64 of little-endian floats."""
     plain = (await client.post("/v1/embeddings", json={"model": "embed", "input": ["a", "b"]})).json()
