@@ -146,15 +146,18 @@ class ServeDeployer:
             return serve.get_app_handle(app)
 
 
-_TRACE_END = re.compile(
-    r"^(?:\w+\.)*\w*(?:Error|Exception|Exit|Interrupt|Config|Input|Unavailable|Object|TooLarge)\b.*", re.M
-)
+_TRACE_END = re.compile(r"^(?:(?:\w+\.)+[A-Z]\w*|[A-Z]\w*(?:Error|Exception|Exit|Interrupt))(?:: .*)?$", re.M)
+"""The last line of a traceback: a dotted class, or a builtin one."""
+_OURS = re.compile(r"^(?:cluster\.errors\.\w+|ray\.exceptions\.RayTaskError\(\w+\)): ")
 
 
 def reason_of(message: str) -> str:
-    """The sentence that matters in a Serve message: the last exception's line if it holds a traceback."""
-    lines = _TRACE_END.findall(message)
-    return _shorten(lines[-1] if lines else message)
+    """The sentence that matters in a Serve message: the last exception's line if it holds a traceback.
+
+    The class of one of our own errors is left out: its message is a whole sentence.
+    """
+    lines = [line for line in _TRACE_END.findall(message) if "Traceback (most recent call last)" not in line]
+    return _shorten(_OURS.sub("", lines[-1]) if lines else message)
 
 
 def _shorten(text: str, limit: int = 800) -> str:

@@ -135,7 +135,8 @@ class Patterns(BaseModel):
         slots = self.slots.get(model)
         if not slots or self.first_at is None:
             return 0.0, 0
-        none, start, weeks = 1.0, at, _week_of(at) - _week_of(self.first_at)
+        # A clock that was set back is before everything that is known.
+        none, start, weeks = 1.0, at, max(0, _week_of(at) - _week_of(self.first_at))
         while start < at + lead_s:
             end = min(at + lead_s, (math.floor(start / SLOT_S) + 1) * SLOT_S)
             used, calls = self._expected(slots, slot_of(start), _week_of(start), weeks)

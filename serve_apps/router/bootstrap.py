@@ -6,10 +6,13 @@ from __future__ import annotations
 from typing import Any
 
 from cluster.config.models import RouterConfig
+from cluster.errors import Unavailable
 from cluster.names import ROUTER_APP
 from serve_apps.table import RoutingTable
 
 __all__ = ["deploy_router", "start_serve"]
+
+_STARTS = 3
 
 
 def start_serve(router: RouterConfig) -> None:
@@ -18,12 +21,20 @@ def start_serve(router: RouterConfig) -> None:
     Must come before anything else uses Serve in this cluster: whoever starts Serve first decides about host and port.
     """
     from ray import serve
+    from ray.exceptions import RayActorError
     from ray.serve.config import HTTPOptions, ProxyLocation
 
-    serve.start(
-        proxy_location=ProxyLocation.HeadOnly,
-        http_options=HTTPOptions(host=router.host, port=router.port),
-    )
+    for left in reversed(range(_STARTS)):
+        try:
+            serve.start(
+                proxy_location=ProxyLocation.HeadOnly,
+                http_options=HTTPOptions(host=router.host, port=router.port),
+            )
+            return
+        except RayActorError as error:
+            # On a busy machine Serve's controller kills a proxy that is not ready in time, and starts another.
+            if not left:
+                raise Unavailable(f"Serve's HTTP proxy did not start: {str(error).splitlines()[0]}") from error
 
 
 def deploy_router(

@@ -1,4 +1,4 @@
-"""Signatures, golden requests and prefetching: pure rules."""
+"""Golden requests and prefetching: pure rules."""
 
 from __future__ import annotations
 
@@ -9,48 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.config.models import Signature, TensorSpec
 from cluster.errors import ModelError
-from serve_apps.control.compat import incompatibilities
 from serve_apps.control.deployer import reason_of
 from serve_apps.control.golden import check_answer, problems_in_golden, to_request
 from serve_apps.control.prefetch import SLOTS, Patterns, PrefetchRule, slot_of
 from serve_apps.protocol import InferResult
-
-BASE = Signature(
-    inputs={"a": TensorSpec(datatype="FP32", shape=(3,)), "b": TensorSpec(datatype="BYTES", optional=True)},
-    outputs={"y": TensorSpec(datatype="FP32")},
-)
-
-
-def changed(**parts: dict[str, TensorSpec]) -> Signature:
-    return Signature(
-        inputs={**BASE.inputs, **parts.get("inputs", {})}, outputs=parts.get("outputs", dict(BASE.outputs))
-    )
-
-
-@pytest.mark.parametrize(
-    ("target", "words"),
-    [
-        (BASE, None),
-        (None, None),
-        (changed(inputs={"c": TensorSpec(datatype="FP32", optional=True)}), None),
-        (changed(inputs={"a": TensorSpec(datatype="FP32", shape=(-1,))}), None),
-        (changed(inputs={"a": TensorSpec(datatype="FP32", shape=(3,), optional=True)}), None),
-        (changed(outputs={**BASE.outputs, "z": TensorSpec(datatype="JSON")}), None),
-        (changed(inputs={"c": TensorSpec(datatype="FP32")}), "input 'c' is new and required"),
-        (changed(inputs={"b": TensorSpec(datatype="BYTES")}), "was optional and is required now"),
-        (changed(inputs={"a": TensorSpec(datatype="INT32", shape=(3,))}), "was FP32 and is INT32 now"),
-        (changed(inputs={"a": TensorSpec(datatype="FP32", shape=(4,))}), "had shape [3] and takes [4] now"),
-        (changed(outputs={}), "output 'y' is gone"),
-        (changed(outputs={"y": TensorSpec(datatype="FP32", shape=(2,))}), "output 'y' had shape"),
-        (changed(outputs={"y": TensorSpec(datatype="FP32", optional=True)}), "always there and is optional now"),
-    ],
-)
-def test_what_may_differ_between_versions(target: Signature | None, words: str | None) -> None:
-    """A target may take more and promise more, never less."""
-    found = incompatibilities(BASE, target)
-    assert (found == []) if words is None else (words in "; ".join(found))
 
 
 @pytest.mark.parametrize(
@@ -104,6 +67,17 @@ ray::ServeReplica:x.initialize() (pid=1)
 ValueError: this model was told to fail at load"""
     assert reason_of(text) == "ValueError: this model was told to fail at load"
     assert reason_of("  Waiting for\n resources ") == "Waiting for resources"
+
+
+@pytest.mark.parametrize("name", ["Unprocessable", "NotFound", "InvalidConfig", "OutOfMemory"])
+def test_our_own_errors_are_their_sentence(name: str) -> None:
+    """Whatever the class of the last exception is called, operators see its message and no line of the traceback."""
+    text = f"""The deployment failed to start 3 times in a row:
+RuntimeError: Traceback (most recent call last):
+  File "/a/weights.py", line 3, in fetch
+    raise {name}("x")
+cluster.errors.{name}: s3://b/w.bin has the checksum ab, not cd"""
+    assert reason_of(text) == "s3://b/w.bin has the checksum ab, not cd"
 
 
 WEEK = 7 * 86_400
