@@ -19,6 +19,7 @@ __all__ = [
     "models",
     "plan",
     "promotions",
+    "record_promotion",
     "release_move",
     "release_start",
     "release_status",
@@ -86,6 +87,10 @@ def releases(model: str | None) -> Call[Any]:
 
 def promotions() -> Call[Any]:
     return admin("GET", "/admin/promotions")
+
+
+def record_promotion(model: str, version: str, reason: str) -> Call[Any]:
+    return admin("POST", path_of("admin", "models", model, "versions", version, "promotion"), {"reason": reason})
 
 
 def breakers() -> Call[Any]:

@@ -344,6 +344,11 @@ class AsyncClient:
     async def promotions(self) -> list[dict[str, Any]]:
         return list((await self._do(admin.promotions()))["promotions"])
 
+    async def record_promotion(self, model: str, version: str, *, reason: str) -> dict[str, Any]:
+        """Record that a version proved itself here without a release: a first version has no stable one to be
+        compared with. Its golden requests run first."""
+        return dict(await self._do(admin.record_promotion(model, version, reason)))
+
     async def breakers(self) -> list[dict[str, Any]]:
         return list((await self._do(admin.breakers()))["breakers"])
 

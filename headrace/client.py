@@ -368,6 +368,11 @@ class Client:
     def promotions(self) -> list[dict[str, Any]]:
         return list(self._do(admin.promotions())["promotions"])
 
+    def record_promotion(self, model: str, version: str, *, reason: str) -> dict[str, Any]:
+        """Record that a version proved itself here without a release: a first version has no stable one to be
+        compared with. Its golden requests run first."""
+        return dict(self._do(admin.record_promotion(model, version, reason)))
+
     def breakers(self) -> list[dict[str, Any]]:
         return list(self._do(admin.breakers())["breakers"])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
+from importlib.util import find_spec
 from pathlib import Path
 
 from cluster.config.models import Config
@@ -52,11 +53,21 @@ def _find(module: str, path: Sequence[str]) -> ModuleSpec | None:
         if search is None:
             return None
         spec = PathFinder.find_spec(part, list(search))
+        if spec is None and part == module.partition(".")[0]:
+            spec = _installed(part)
         if spec is None:
             return None
         # The finder names nested modules by their last part only, which is all that is needed to go on.
         search = list(spec.submodule_search_locations) if spec.submodule_search_locations is not None else None
     return spec
+
+
+def _installed(name: str) -> ModuleSpec | None:
+    """A top-level module that only the interpreter's own finders know: a project that is installed editable."""
+    try:
+        return find_spec(name)  # imports nothing: the name has no parent
+    except (ImportError, ValueError):
+        return None
 
 
 def _names(module: ast.Module) -> set[str]:

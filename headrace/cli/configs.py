@@ -115,6 +115,21 @@ def _check_references(loaded: Any) -> list[Problem]:
         if wrong is not None:
             mark = loaded.place(*path)
             problems.append(Problem(mark.file, mark.line, ".".join(path), *wrong))
+    return problems + _check_routes(loaded)
+
+
+def _check_routes(loaded: Any) -> list[Problem]:
+    """What a router would say of the routes; their Python functions are checked as references."""
+    from cluster.config.problems import Problem
+    from serve_apps.router.rules import compile_route
+
+    problems = []
+    for name, route in loaded.config.routes.items():
+        try:
+            compile_route(name, route, load=lambda _: str)
+        except InvalidConfig as error:
+            mark = loaded.place("routes", name)
+            problems.append(Problem(mark.file, mark.line, f"routes.{name}", error.message))
     return problems
 
 

@@ -12,7 +12,9 @@ from headrace.cli.output import ago, print_json, print_table, say, short
 
 __all__ = ["add_to"]
 
-release = typer.Typer(help="Releases: start, status, promote, pause, resume, rollback, history.", no_args_is_help=True)
+release = typer.Typer(
+    help="Releases: start, status, promote, pause, resume, rollback, history; record, promotions.", no_args_is_help=True
+)
 
 Model = Annotated[str, typer.Argument(help="The model")]
 Reason = Annotated[str, typer.Option(help="Why; it is kept with the release")]
@@ -99,6 +101,37 @@ def history(model: Annotated[str | None, typer.Argument(help="Only this model")]
         for item in found
     ]
     print_table(["release", "model", "stable", "candidate", "state", "started", "last word"], rows, empty="no releases")
+
+
+@release.command("record")
+def record(
+    model: Model,
+    version: Annotated[str, typer.Argument(help="The version, deployed and ready here")],
+    reason: Annotated[str, typer.Option(help="How it was proved; it is kept with the record")],
+    json: Json = False,
+) -> None:
+    """Record a promotion without a release, after the golden requests: for a first version, which has nothing to be
+    compared with. prod takes only what is recorded in staging."""
+    row = shared(json=json).client().record_promotion(model, version, reason=reason)
+    if json:
+        print_json(row)
+        return
+    say(f"{row['model']} {row['version']} is recorded as promoted here ({row['fingerprint']}): {row['override']}")
+
+
+@release.command("promotions")
+def promotions(json: Json = False) -> None:
+    """The versions that proved themselves in this environment."""
+    found = shared(json=json).client().promotions()
+    if json:
+        print_json({"promotions": found})
+        return
+    rows = [
+        [item["model"], item["version"], item["fingerprint"], ago(item.get("at")), item.get("release") or "by hand",
+         short(item.get("override") or "", 60)]
+        for item in found
+    ]  # fmt: skip
+    print_table(["model", "version", "content", "when", "release", "reason"], rows, empty="nothing was promoted here")
 
 
 def _last(item: dict[str, Any]) -> str:

@@ -17,6 +17,7 @@ from serve_apps.control.payload import Payload
 from serve_apps.control.plan import Change, plan, semver, settings_of
 from serve_apps.control.state import Deployment, Instance, ModelState, VersionState
 from serve_apps.control.tables import model_config, model_target
+from serve_apps.router.rules import compile_route
 
 __all__ = ["Deployments"]
 
@@ -146,7 +147,11 @@ class Deployments:
     # ---- changing ----
 
     def _wanted(self, payload: Payload) -> tuple[Config, list[str] | None, bool]:
-        return from_wire(payload.mapping("config")), payload.optional_list("models"), payload.flag("prune")
+        wanted = from_wire(payload.mapping("config"))
+        for name, route in wanted.routes.items():
+            # Routers keep a route that does not compile as its error, which callers would be the first to see.
+            compile_route(name, route, load=lambda _: str)
+        return wanted, payload.optional_list("models"), payload.flag("prune")
 
     def _broken(self, wanted: Config, payload: Payload) -> list[Any]:
         others = {name: from_wire(wire) for name, wire in payload.optional_mapping("others").items()}

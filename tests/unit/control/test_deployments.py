@@ -109,6 +109,8 @@ async def test_a_new_signature_needs_a_new_major_version(plane: ControlPlane) ->
         await plane.call("plan", {"config": config({"m": {"versions": {"1.1.0": version(signature=new)}}})})
     wider = {**old, "inputs": {**old["inputs"], "c": {"datatype": "FP32", "optional": True}}}
     assert await plane.call("plan", {"config": config({"m": {"versions": {"1.1.0": version(signature=wider)}}})})
+    with pytest.raises(Conflict, match=r"call it 1\.1\.0"):
+        await plane.call("plan", {"config": config({"m": {"versions": {"1.0.1": version(signature=wider)}}})})
 
 
 async def test_a_class_declares_the_signature_when_the_file_does_not(world: World, plane: ControlPlane) -> None:
@@ -238,6 +240,14 @@ async def test_prod_wants_a_staging_promotion_or_an_override(plane: ControlPlane
     overrides = [{"name": name, "reason": "hot fix of incident 12", "by": "ann"} for name in names]
     answer = await plane.call("deploy", {**payload, "overrides": overrides})
     assert "unpromoted:echo-1.0.0 by ann: hot fix of incident 12" in answer["override"]
+
+
+async def test_a_route_that_no_router_can_use_is_not_deployed(plane: ControlPlane) -> None:
+    """A mistake in a route is told to who deploys it, not to the callers of the route."""
+    wire = {**config(ONE), "routes": {"best": {"adaptive": {"models": ["echo"]}}}}
+    for call in ("plan", "deploy"):
+        with pytest.raises(InvalidConfig, match=r"routes\.best\.adaptive: unknown key 'models'"):
+            await plane.call(call, {"config": wire})
 
 
 async def test_bad_calls_name_what_is_wrong(plane: ControlPlane) -> None:

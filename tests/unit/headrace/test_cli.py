@@ -246,6 +246,36 @@ def test_validate_the_projects_own_files(capsys: Capture) -> None:
     assert "dev (6 models" in out
 
 
+def test_a_first_version_is_recorded_as_promoted(capsys: Capture) -> None:
+    """`release record` says by whose reason a version without a predecessor counts as promoted; a reason is a must."""
+    row = {"model": "m", "version": "1.0.0", "fingerprint": "f00d", "at": 1.0, "override": "looked good (by ada)"}
+    script = (
+        ScriptedTransport()
+        .on("POST", "/admin/models/m/versions/1.0.0/promotion", reply(row, status=201))
+        .on("GET", "/admin/promotions", reply({"promotions": [row]}))
+    )
+    code, out, _ = call(capsys, script, "release", "record", "m", "1.0.0", "--reason", "looked good")
+    assert (code, script.sent[0].json()) == (0, {"reason": "looked good"})
+    assert "m 1.0.0 is recorded as promoted" in out
+    code, out, _ = call(capsys, script, "release", "promotions")
+    assert code == 0
+    assert "by hand" in out
+    assert call(capsys, script, "release", "record", "m", "1.0.0")[0] == 2
+
+
+def test_validate_finds_what_a_router_would_refuse(capsys: Capture, tmp_path: Path) -> None:
+    """A route that no router could use is told with its place, before it is deployed."""
+    (tmp_path / "base.yaml").write_text("router: {port: 1}\n")
+    (tmp_path / "dev.yaml").write_text(
+        "environment: dev\nmodels: {m: {provider: python, class: 'json:JSONDecoder'}}\n"
+        "routes:\n  best: {adaptive: {models: [m]}}\n"
+    )
+    code, _, err = call(capsys, None, "--configs", str(tmp_path), "validate")
+    assert code == 2
+    assert "dev.yaml:4: routes.best" in err
+    assert "unknown key 'models'" in err
+
+
 def test_validate_lists_every_problem(capsys: Capture, tmp_path: Path) -> None:
     """Problems in the environment, its classes and its workflows are all listed; the exit code is 2."""
     configs = tmp_path / "configs"

@@ -91,6 +91,23 @@ def test_references_are_found_without_importing(tmp_path: Path) -> None:
     assert missing("math:sqrt", search) is None
 
 
+def test_a_project_that_is_installed_editable_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such a project stands on no path: only a finder of the interpreter knows where it is."""
+    from importlib.machinery import ModuleSpec
+    from importlib.util import spec_from_file_location
+
+    (tmp_path / "models.py").write_text("class Ranker: ...\n")
+
+    class Finder:
+        @staticmethod
+        def find_spec(name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+            return spec_from_file_location(name, tmp_path / "models.py") if name == "hr_editable" else None
+
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, Finder])
+    assert missing("hr_editable:Ranker", []) is None
+    assert "hr_editable" not in sys.modules
+
+
 async def staging_promotes(folder: Path, configs: Path) -> None:
     staging = load("staging", directory=configs, env={}).config
     record = PromotionRecord(
