@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterable, Mapping
 from graphlib import CycleError, TopologicalSorter
 
 import cel
+import re2
 
 from cluster.config.models import Config, ModelConfig, RuleConfig
 from cluster.config.problems import Problem, closest
 from cluster.config.source import Mark
+from cluster.signature import version_problem
 
 __all__ = ["check_config", "compile_cel", "compile_regex"]
 
@@ -71,17 +73,13 @@ def _check_model(config: Config, name: str, model: ModelConfig, say: Say) -> Non
             say((*here, "fallback", index), "a model cannot be its own fallback")
         elif other not in config.models:
             say((*here, "fallback", index), f"no model {other!r}", _known(other, config.models))
-    signatures: dict[str, tuple[str, object]] = {}
-    for version in sorted(model.versions, key=_semver):
-        signature = model.signature_of(version)
-        major = version.split(".")[0]
-        first = signatures.setdefault(major, (version, signature))
-        if signature != first[1]:
-            say(
-                (*here, "versions", version, "signature"),
-                f"the signature differs from {first[0]}'s: a new signature needs a new major version",
-                f"call it {int(major) + 1}.0.0",
-            )
+    ordered = sorted(model.versions, key=_semver)
+    for number, version in enumerate(ordered):
+        for other in ordered[:number]:
+            problem = version_problem(other, model.signature_of(other), version, model.signature_of(version))
+            if problem is not None:
+                say((*here, "versions", version, "signature"), problem.text, f"call it {problem.wanted}")
+                break
     for version, spec in model.versions.items():
         place = (*here, "versions", version)
         if spec.model_class is not None and not re.fullmatch(r"[\w.]+:\w+", spec.model_class):
@@ -110,13 +108,17 @@ def _check_rules(config: Config, path: tuple[str | int, ...], rules: Iterable[Ru
 
 
 def compile_regex(pattern: str) -> str | None:
-    """What is wrong with a regular expression, or None."""
+    """What is wrong with a regular expression (of RE2, which routers use), or None."""
     if len(pattern) > MAX_REGEX:
         return f"longer than {MAX_REGEX} characters"
+    options = re2.Options()
+    options.log_errors = False
     try:
-        re.compile(pattern)
-    except re.error as error:
-        return f"not a regular expression: {error}"
+        re2.compile(pattern, options)
+    except re2.error as error:
+        said = error.args[0] if error.args else ""
+        text = said.decode() if isinstance(said, bytes) else str(said)
+        return f"not a regular expression: {text} (RE2 syntax: no look-around, no back-references)"
     return None
 
 

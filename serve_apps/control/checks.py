@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from cluster.errors import Conflict
-from serve_apps.control.compat import incompatibilities
+from cluster.signature import breaking
 from serve_apps.control.core import Core
 from serve_apps.control.golden import run_golden
 from serve_apps.control.tables import model_config
@@ -40,7 +40,7 @@ class MoveChecks:
             return [f"{to} is not ready"]
         reasons = []
         if frm is not None and frm in config.versions:
-            reasons = incompatibilities(config.signature_of(frm), config.signature_of(to))
+            reasons = breaking(config.signature_of(frm), config.signature_of(to))
         golden = config.versions[to].golden
         if golden:
             limit = min(timeout_s, config.versions[to].timeout_s)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from cluster.config.models import Config, ModelConfig
 from cluster.errors import Conflict, NotFound
-from serve_apps.control.compat import incompatibilities
+from cluster.signature import version_problem
 from serve_apps.control.state import ControlState, ModelState
 from serve_apps.control.tables import model_config
 
@@ -180,19 +180,14 @@ def _plan_version(
 
 
 def _check_signature(name: str, known: ModelState, config: ModelConfig, version: str) -> None:
-    """Within one major version the interface may grow, and never break a caller."""
+    """A version that fits the file may still not fit those that run and are no longer in it."""
     before = model_config(known)
     for other in sorted(before.versions, key=semver):
-        if semver(other)[0] != semver(version)[0]:
-            continue
-        old, new = before.signature_of(other), config.signature_of(version)
-        reasons = incompatibilities(old, new) if semver(other) <= semver(version) else incompatibilities(new, old)
-        if reasons:
-            raise Conflict(
-                f"{name} {version} has another interface than {other}, which runs ({'; '.join(reasons)}): "
-                f"call it {semver(version)[0] + 1}.0.0",
-                details={"reasons": reasons},
-            )
+        if other == version and known.versions[other].serving is None:
+            continue  # nobody can have called it yet: it may be mended under its number
+        problem = version_problem(other, before.signature_of(other), version, config.signature_of(version))
+        if problem is not None:
+            raise Conflict(f"{name}, where {other} runs: {problem.text}: call it {problem.wanted}")
 
 
 def _plan_weights(state: ControlState, name: str, known: ModelState | None, config: ModelConfig) -> Change | None:

@@ -8,9 +8,9 @@ from typing import Any
 from cluster.config.models import Signature
 from cluster.errors import ModelError
 from serve_apps.batching import BatchAnswer
-from serve_apps.hosts.signature import outputs_of
 from serve_apps.protocol import InferResult
 from serve_apps.providers.model import Answer
+from serve_apps.signature import outputs_of
 
 __all__ = ["as_answer", "result_of"]
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.clock import Clock
-from cluster.config.models import Signature, VersionConfig
+from cluster.config.models import TASK_SIGNATURES, Signature, VersionConfig
 from cluster.errors import (
     DeadlineExceeded,
     HeadraceError,
@@ -24,9 +24,9 @@ from cluster.errors import (
 from serve_apps.batching import BatchAnswer, Batcher, BatchPolicy
 from serve_apps.hosts.answers import as_answer, result_of
 from serve_apps.hosts.figures import Counts, HostMetrics, NoMetrics, resident_bytes
-from serve_apps.hosts.signature import items_of, task_signature
 from serve_apps.protocol import InferRequest, InferResult, StreamChunk
 from serve_apps.providers.load import class_signature
+from serve_apps.signature import items_of
 
 __all__ = ["Host"]
 
@@ -92,7 +92,7 @@ class Host:
         except Exception as error:
             raise ModelError(f"{self._label} could not be loaded: {type(error).__name__}: {error}") from error
         own = class_signature(self._model)
-        self._signature = self._declared or own or task_signature(self._task)
+        self._signature = self._declared or own or TASK_SIGNATURES.get(self._task)
         if self._signature is not None and "parameters" in self._signature.inputs:
             raise InvalidConfig(
                 f"{self._label}: an input cannot be called 'parameters' (requests carry those beside it)"

@@ -20,11 +20,11 @@ import orjson
 from cluster.config.models import Signature
 from cluster.errors import InvalidInput
 from serve_apps.router.deadline import parse_timeout_microseconds
-from serve_apps.router.signature import NUMPY_TYPES
+from serve_apps.signature import DTYPES
 
 __all__ = ["Decoded", "decode", "encode"]
 
-_OIP_NAMES = {np.dtype(kind): name for name, kind in NUMPY_TYPES.items()}
+_OIP_NAMES = {np.dtype(kind): name for name, kind in DTYPES.items()}
 _PROTOCOL_PARAMETERS = frozenset({"priority", "timeout", "binary_data_output"})
 _REFUSED_PARAMETERS = {
     "sequence_id": "sequences",
@@ -166,11 +166,11 @@ def _from_json(name: str, datatype: Any, shape: list[int], data: Any, parameters
     if not isinstance(data, list):
         raise InvalidInput(f"input '{name}': 'data' must be a list")
     count = math.prod(shape)
-    kind = NUMPY_TYPES.get(datatype)
+    kind = DTYPES.get(datatype)
     if kind is not None:
         return _numbers(name, datatype, kind, shape, data)
     if datatype not in ("BYTES", "JSON"):
-        known = ", ".join([*NUMPY_TYPES, "BYTES"])
+        known = ", ".join([*DTYPES, "BYTES"])
         raise InvalidInput(f"input '{name}': unknown datatype {datatype!r:.40}; known are {known}")
     if datatype == "BYTES":
         while data and any(isinstance(value, list) for value in data):
@@ -204,7 +204,7 @@ def _numbers(name: str, datatype: str, kind: Any, shape: list[int], data: list[A
 
 def _from_binary(name: str, datatype: Any, shape: list[int], raw: memoryview) -> Any:
     count = math.prod(shape)
-    kind = NUMPY_TYPES.get(datatype)
+    kind = DTYPES.get(datatype)
     if kind is not None:
         dtype = np.dtype(kind).newbyteorder("<")
         if len(raw) != count * dtype.itemsize:
@@ -289,12 +289,12 @@ def encode(
 
 
 def _encode_one(name: str, column: Any, datatype: str | None, binary: bool) -> tuple[dict[str, Any], bytes | None]:
-    kind = NUMPY_TYPES.get(datatype) if datatype is not None else None
+    kind = DTYPES.get(datatype) if datatype is not None else None
     if kind is not None or (datatype is None and _numeric(column)):
         array = np.asarray(column, dtype=kind)
         if datatype is None:
             datatype = _OIP_NAMES.get(array.dtype, "FP64")
-            array = array.astype(NUMPY_TYPES[datatype], copy=False)
+            array = array.astype(DTYPES[datatype], copy=False)
         tensor: dict[str, Any] = {"name": name, "datatype": datatype, "shape": list(array.shape)}
         if binary:
             raw = np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False).tobytes()

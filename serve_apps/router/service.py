@@ -21,7 +21,7 @@ from serve_apps.router.decide import (
 )
 from serve_apps.router.mirror import mirrors
 from serve_apps.router.retry import backoff_s, may_fall_back, may_retry
-from serve_apps.router.signature import check_inputs
+from serve_apps.signature import check_inputs
 
 __all__ = ["Router", "load_function"]
 
@@ -72,7 +72,7 @@ class Router(RouterCore):
         chosen.model, chosen.version = target.model.name, entry.version
         try:
             named = bind(target.model.name, config.task, entry.signature, call.inputs)
-            inputs = check_inputs(target.model.name, entry.signature, named, call.rows)
+            inputs = check_inputs(entry.signature, named, call.rows, model=target.model.name)
         except HeadraceError as error:
             return InferResult(error=error)
         budget = self._budgets.get(target.model.name)
@@ -202,7 +202,7 @@ class Router(RouterCore):
         entry = target.entry
         chosen.model, chosen.version = target.model.name, entry.version
         chosen.attempts += 1
-        inputs = check_inputs(target.model.name, entry.signature, call.inputs, call.rows)
+        inputs = check_inputs(entry.signature, call.inputs, call.rows, model=target.model.name)
         request = self._request(call, inputs, entry, deadline)
         stream = self._flow_of_chunks(target, request, deadline, chosen.rule)
         first = await anext(stream, None)

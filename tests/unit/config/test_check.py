@@ -28,6 +28,7 @@ def messages(text: str) -> str:
             "rules.0.model: no model",
         ),
         (MODELS + "routes: {r: {rules: [{regex: '(', model: alpha}]}}\n", "not a regular expression"),
+        (MODELS + "routes: {r: {rules: [{regex: '(?=x)', model: alpha}]}}\n", "no look-around"),
         (MODELS + "routes: {r: {rules: [{cel: 'a >', model: alpha}]}}\n", "not a CEL expression"),
         (MODELS + "routes: {r: {rules: [{model: alpha}]}}\n", "exactly one condition"),
         (MODELS + "routes: {r: {rules: [{keyword: x, regex: y, model: alpha}]}}\n", "exactly one condition"),
@@ -89,6 +90,21 @@ models:
 """
     assert "call it 2.0.0" in messages(text)
     load_text(text.replace("1.1.0", "2.0.0"), env={})
+
+
+def test_a_grown_signature_needs_a_new_minor_version() -> None:
+    """An optional input may come with a minor version, not with a patch."""
+    text = """
+models:
+  m:
+    provider: python
+    class: a:B
+    versions:
+      1.0.0: {signature: {inputs: {x: FP32}, outputs: {y: FP32}}}
+      1.0.1: {signature: {inputs: {x: FP32, z: 'JSON?'}, outputs: {y: FP32}}}
+"""
+    assert "call it 1.1.0" in messages(text)
+    load_text(text.replace("1.0.1", "1.1.0"), env={})
 
 
 def test_short_forms_of_values() -> None:

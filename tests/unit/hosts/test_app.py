@@ -78,7 +78,7 @@ def test_a_version_survives_the_wire() -> None:
 def test_pure_parts_import_neither_ray_nor_torch() -> None:
     """Planning, placement, signatures and the packaged classes' names can be used without the heavy packages."""
     modules = (
-        "serve_apps.batching, serve_apps.hosts.signature, serve_apps.hosts.host, serve_apps.hosts.app, "
+        "serve_apps.batching, serve_apps.signature, serve_apps.hosts.host, serve_apps.hosts.app, "
         "cluster.placement, cluster.weights, serve_apps.providers, serve_apps.providers.load, "
         "serve_apps.hosts.packaged.text, serve_apps.hosts.packaged.embedding, serve_apps.hosts.packaged.vision"
     )

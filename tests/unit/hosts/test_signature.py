@@ -1,4 +1,4 @@
-"""Requests against signatures, and signatures of versions against each other."""
+"""Requests and answers against signatures."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from cluster.config.models import Signature, TensorSpec
 from cluster.errors import InvalidInput, ModelError
-from serve_apps.hosts.signature import DTYPES, changes, items_of, outputs_of, semver_problem
 from serve_apps.protocol import InferRequest
+from serve_apps.signature import DTYPES, check_inputs, items_of, outputs_of
 
 TABULAR = Signature(
     inputs={
@@ -54,6 +54,9 @@ def test_a_request_is_cut_into_typed_items() -> None:
         ({"x": [[1, 2]], "count": [1], "note": [7]}, "input 'note': expected one BYTES per item, got int in row 0"),
         ({"x": [[[1], [2, 3]]], "count": [1]}, "input 'x': expected FP32 [2] per item, got"),
         ({"x": [[1e300, 0]], "count": [1]}, "out of the range of FP32"),
+        ({"x": np.zeros((1, 2)), "count": [1]}, "input 'x': expected FP32 [2] per item, got float64 values"),
+        ({"x": np.zeros((1, 2), np.int32), "count": [1]}, "got int32 values"),
+        ({"x": [[1, 2]], "count": [1], "note": np.zeros(1)}, "one BYTES per item, got float64 in row 0"),
     ],
 )
 def test_a_wrong_input_is_named_with_what_was_expected_and_what_came(inputs: dict[str, Any], says: str) -> None:
@@ -128,51 +131,22 @@ def test_a_model_that_breaks_its_own_signature_is_named() -> None:
         outputs_of(TABULAR, [{"y": [[1]], "label": "a"}])
 
 
-def spec(datatype: str = "FP32", shape: tuple[int, ...] = (), optional: bool = False) -> TensorSpec:
-    return TensorSpec(datatype=datatype, shape=shape, optional=optional)  # type: ignore[arg-type]
+@pytest.mark.parametrize("datatype", sorted(DTYPES))
+def test_an_empty_row_has_the_declared_datatype(datatype: str) -> None:
+    """A row without elements is no row of floating point numbers."""
+    free = Signature(
+        inputs={"x": TensorSpec(datatype=datatype, shape=(-1,))},  # type: ignore[arg-type]
+        outputs={"y": TensorSpec(datatype="JSON")},
+    )
+    assert check_inputs(free, {"x": [[]]}, 1)["x"].dtype == np.dtype(DTYPES[datatype])
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "breaking"),
-    [
-        (spec(), None, True),
-        (spec(), spec("INT32"), True),
-        (spec(shape=(3,)), spec(shape=(-1,)), False),
-        (spec(shape=(-1,)), spec(shape=(3,)), True),
-        (spec(shape=(3,)), spec(shape=(3, 3)), True),
-        (spec(), spec(optional=True), False),
-        (spec(optional=True), spec(), True),
-    ],
-)
-def test_which_changes_of_an_input_break_callers(old: TensorSpec, new: TensorSpec | None, breaking: bool) -> None:
-    """An input may take more than before; anything else breaks callers."""
-    outputs = {"y": spec()}
-    before = Signature(inputs={"x": old}, outputs=outputs)
-    after = Signature(inputs={"x": new} if new is not None else {}, outputs=outputs)
-    assert [change.breaking for change in changes(before, after)] == [breaking]
-
-
-def test_new_inputs_break_only_when_required_and_outputs_may_narrow() -> None:
-    """Callers do not know a new required input; an output may promise more than before, never less."""
-    base = Signature(inputs={"x": spec()}, outputs={"y": spec(shape=(-1,))})
-    optional = Signature(inputs={"x": spec(), "z": spec(optional=True)}, outputs={"y": spec(shape=(4,))})
-    required = Signature(inputs={"x": spec(), "z": spec()}, outputs={"y": spec(shape=(-1,)), "more": spec()})
-    assert [c.breaking for c in changes(base, optional)] == [False, False]
-    assert {c.text: c.breaking for c in changes(base, required)} == {
-        "input 'z' is new (one FP32 per item)": True,
-        "output 'more' is new (one FP32 per item)": False,
-    }
-    assert [c.breaking for c in changes(optional, base)] == [True, True]
-    assert changes(base, base) == []
-
-
-def test_a_change_of_signature_needs_a_new_major_version() -> None:
-    """Within one major version the signature stays; the message says which version would do."""
-    base = Signature(inputs={"x": spec()}, outputs={"y": spec()})
-    other = Signature(inputs={"x": spec("INT32")}, outputs={"y": spec()})
-    problem = semver_problem("1.2.0", base, "1.3.0", other)
-    assert problem is not None
-    assert "FP32 became INT32" in problem
-    assert problem.endswith("2.0.0")
-    assert semver_problem("1.2.0", base, "2.0.0", other) is None
-    assert semver_problem("1.2.0", base, "1.3.0", base) is None
+def test_what_the_router_has_checked_the_host_takes_as_it_is() -> None:
+    """Checking twice changes nothing, and the error names the model where a route chose it."""
+    inputs = {"x": [[1, 2], [3, 4]], "count": [5, 6], "note": [None, "b"]}
+    once = check_inputs(TABULAR, inputs, 2)
+    twice = check_inputs(TABULAR, once, 2)
+    assert all(twice[name] is once[name] for name in inputs)
+    with pytest.raises(InvalidInput, match=r"^model 'm': input 'x'") as caught:
+        check_inputs(TABULAR, {**inputs, "x": [[1, 2]]}, 2, model="m")
+    assert caught.value.details["param"] == "x"

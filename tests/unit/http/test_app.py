@@ -150,7 +150,7 @@ async def test_binary_tensors_in_and_out(client: httpx.AsyncClient) -> None:
         (b'{"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": ["a", "b"]}]}', "FP32"),
         (b'{"inputs": [{"name": "x", "datatype": "INT32", "shape": [1, 2], "data": [1.5, 2]}]}', "INT32"),
         (b'{"inputs": [{"name": "x", "datatype": "INT32", "shape": [1, 2], "data": [1, 2]}]}', "FP32"),
-        (b'{"inputs": [{"name": "y", "datatype": "FP32", "shape": [1, 2], "data": [1, 2]}]}', "no input 'y'"),
+        (b'{"inputs": [{"name": "y", "datatype": "FP32", "shape": [1, 2], "data": [1, 2]}]}', "unknown input 'y'"),
         (b'{"inputs": [{"name": "x", "datatype": "FP99", "shape": [1, 2], "data": [1, 2]}]}', "FP99"),
         (b'{"inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 2], "data": [1, 2]}]}', "shape"),
         (b'{"inputs": [{"name": "x", "datatype": "FP32", "shape": [], "data": [1]}]}', "shape"),

@@ -7,6 +7,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 
 from cluster.clock import ManualClock, SystemClock
@@ -240,11 +241,12 @@ NUMBERS = Signature.model_validate({"inputs": {"x": "FP32[2]"}, "outputs": {"y":
 @pytest.mark.parametrize(
     ("inputs", "words"),
     [
-        ({"y": [1.0]}, "no input 'y'"),
-        ({}, "needs the input 'x'"),
+        ({"y": [1.0]}, "unknown input 'y'; this model takes 'x'"),
+        ({}, "input 'x' (FP32 [2] per item) is missing"),
         ({"x": [[1.0, 2.0, 3.0]]}, "shape"),
         ({"x": [["a", "b"]]}, "FP32"),
-        ({"x": [[1.0, 2.0], [3.0, 4.0]]}, "rows"),
+        ({"x": [[1.0, 2.0], [3.0, 4.0]]}, "2 values for 1 rows"),
+        ({"x": np.zeros((1, 2))}, "expected FP32 [2] per item, got float64 values"),
     ],
 )
 async def test_wrong_inputs_never_reach_a_host(inputs: Mapping[str, Any], words: str) -> None:

@@ -1,30 +1,24 @@
-"""Checks requests against a model's signature, cuts them into items, and compares signatures of two versions. Pure."""
+"""Checks requests against a model's signature, cuts them into items, and puts answers together. Pure.
+
+The router checks first, so that a caller's mistake is a clear 400 and never reaches a model; hosts check again by the
+same rules, because they can be called without a router.
+"""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from cluster.config.models import ModelConfig, Signature, TensorSpec, VersionConfig
+from cluster.config.models import Signature, TensorSpec
 from cluster.errors import InvalidInput, ModelError
+from cluster.signature import describe
 from serve_apps.protocol import InferRequest
 
-__all__ = [
-    "CHAT",
-    "DTYPES",
-    "Change",
-    "changes",
-    "declared_signature",
-    "items_of",
-    "outputs_of",
-    "semver_problem",
-    "task_signature",
-]
+__all__ = ["DTYPES", "check_inputs", "items_of", "outputs_of"]
 
 DTYPES: dict[str, npt.DTypeLike] = {
     "BOOL": np.bool_,
@@ -42,47 +36,41 @@ DTYPES: dict[str, npt.DTypeLike] = {
 }
 """Numeric datatypes of the Open Inference Protocol. BYTES is `str` or `bytes`; JSON is any JSON value."""
 
-CHAT = Signature(
-    inputs={
-        "prompt": TensorSpec(datatype="BYTES", optional=True),
-        "messages": TensorSpec(datatype="JSON", optional=True),
-    },
-    outputs={"text": TensorSpec(datatype="BYTES")},
-)
-_EMBEDDING = Signature(
-    inputs={"text": TensorSpec(datatype="BYTES")},
-    outputs={"embedding": TensorSpec(datatype="FP32", shape=(-1,))},
-)
 
+def check_inputs(
+    signature: Signature | None, inputs: Mapping[str, Any], rows: int, *, model: str = ""
+) -> dict[str, Any]:
+    """The columns of a request, numeric ones as arrays [rows, *shape] of the declared datatype (lists of arrays where
+    rows have unequal shapes). Without a signature only row counts are checked.
 
-def task_signature(task: str) -> Signature | None:
-    """The signature that a task implies; None for `generic`."""
-    return {"chat": CHAT, "embedding": _EMBEDDING}.get(task)
-
-
-def declared_signature(model: ModelConfig, version: VersionConfig) -> Signature | None:
-    """What the configuration says: the version's own, else the model's, else the task's. None: the class decides."""
-    return version.signature or model.signature or task_signature(model.task)
+    Lists of numbers are converted where no value changes; an array must have the declared datatype already. Raises
+    `InvalidInput` that names the input, what was expected and what came (and `model`, where a caller may not know it).
+    """
+    specs = signature.inputs if signature is not None else None
+    try:
+        if specs is not None:
+            _check_names(specs, inputs)
+        return {
+            name: _column(name, specs[name] if specs is not None else None, column, rows)
+            for name, column in inputs.items()
+        }
+    except InvalidInput as error:
+        if not model:
+            raise
+        raise InvalidInput(f"model {model!r}: {error.message}", details=error.details) from None
 
 
 def items_of(signature: Signature | None, request: InferRequest) -> list[dict[str, Any]]:
-    """Cut a request into `rows` items, each input name -> value, after checking every column.
+    """Check a request (`check_inputs`) and cut it into `rows` items, each input name -> value.
 
-    Numeric values become numpy arrays (or scalars for shape `()`) of the declared datatype. Without a signature only
-    row counts are checked. Raises `InvalidInput` that names the input, what was expected and what came.
+    Numeric values are numpy arrays (or scalars for shape `()`); optional inputs that are null are left out.
     """
     if request.rows < 1:
         raise InvalidInput(f"a request needs at least one row, got {request.rows}")
-    columns: dict[str, Any] = {}
-    specs = signature.inputs if signature is not None else None
-    if specs is not None:
-        _check_names(specs, request.inputs)
-    for name, column in request.inputs.items():
-        spec = specs[name] if specs is not None else None
-        columns[name] = _column(name, spec, column, request.rows)
+    columns = check_inputs(signature, request.inputs, request.rows)
     items: list[dict[str, Any]] = [{} for _ in range(request.rows)]
     for name, column in columns.items():
-        optional = specs is not None and specs[name].optional
+        optional = signature is not None and signature.inputs[name].optional
         for item, value in zip(items, column, strict=True):
             if value is None and optional:
                 continue
@@ -96,23 +84,19 @@ def _check_names(specs: Mapping[str, TensorSpec], inputs: Mapping[str, Any]) -> 
             near = difflib.get_close_matches(name, specs, n=1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
             raise InvalidInput(
-                f"unknown input {name!r}{hint}; this model takes {_names(specs)}",
-                details={"input": name, "expected": sorted(specs)},
+                f"unknown input {name[:60]!r}{hint}; this model takes {_names(specs)}",
+                details={"param": name[:60], "expected": sorted(specs)},
             )
     for name, spec in specs.items():
         if name not in inputs and not spec.optional:
             raise InvalidInput(
-                f"input {name!r} ({_describe(spec)}) is missing; got {', '.join(map(repr, inputs)) or 'no inputs'}",
-                details={"input": name, "expected": _describe(spec)},
+                f"input {name!r} ({describe(spec)}) is missing; got {', '.join(map(repr, inputs)) or 'no inputs'}",
+                details={"param": name, "expected": describe(spec)},
             )
 
 
 def _names(specs: Mapping[str, TensorSpec]) -> str:
     return ", ".join(f"{name!r}{' (optional)' if spec.optional else ''}" for name, spec in specs.items())
-
-
-def _describe(spec: TensorSpec) -> str:
-    return f"{spec.datatype} {list(spec.shape)} per item" if spec.shape else f"one {spec.datatype} per item"
 
 
 def _column(name: str, spec: TensorSpec | None, column: Any, rows: int) -> Any:
@@ -122,8 +106,10 @@ def _column(name: str, spec: TensorSpec | None, column: Any, rows: int) -> Any:
         raise _wrong(name, spec, "a scalar array")
     if len(column) != rows:
         raise _wrong(name, spec, f"{len(column)} values for {rows} rows")
-    if spec is None or spec.datatype == "JSON":
+    if spec is None:
         return column
+    if spec.datatype == "JSON":
+        return column.tolist() if isinstance(column, np.ndarray) else column
     if spec.datatype == "BYTES":
         for row, value in enumerate(column):
             if not (value is None and spec.optional):
@@ -156,6 +142,8 @@ def _numeric(name: str, spec: TensorSpec, column: Any, rows: int) -> Any:
     except (ValueError, TypeError):
         raise _wrong(name, spec, "values of unequal shape") from None
     want = np.dtype(DTYPES[spec.datatype])
+    if isinstance(column, np.ndarray) and array.dtype != want:
+        raise _wrong(name, spec, _kind(array))
     if array.dtype.kind not in "biuf":
         raise _wrong(name, spec, _kind(array))
     if array.ndim != 1 + len(spec.shape) or any(
@@ -185,25 +173,27 @@ def _cast(name: str, spec: TensorSpec, array: npt.NDArray[Any], want: np.dtype[A
     """To the declared datatype; only casts that keep the meaning: no text, no bool as number, no lost fraction."""
     if array.dtype == want:
         return array
+    if not array.size:
+        return array.astype(want)
     if (array.dtype.kind == "b") != (want.kind == "b"):
         raise _wrong(name, spec, f"{array.dtype} values")
     if want.kind in "iu":
         if array.dtype.kind == "f" and (not np.isfinite(array).all() or (array != np.floor(array)).any()):
             raise _wrong(name, spec, "numbers with a fraction")
         bounds = np.iinfo(want)
-        if array.size and (array.min() < bounds.min or array.max() > bounds.max):
+        if array.min() < bounds.min or array.max() > bounds.max:
             raise _wrong(name, spec, f"values from {array.min()} to {array.max()}, out of range")
     with np.errstate(over="ignore"):
         cast = array.astype(want)
-    if want.kind == "f" and array.size and not np.isfinite(cast[np.isfinite(array.astype(np.float64))]).all():
+    if want.kind == "f" and not np.isfinite(cast[np.isfinite(array.astype(np.float64))]).all():
         raise _wrong(name, spec, f"values out of the range of {spec.datatype}")
     return cast
 
 
 def _wrong(name: str, spec: TensorSpec | None, got: str) -> InvalidInput:
-    expected = "a list with one value per row" if spec is None else _describe(spec)
+    expected = "a list with one value per row" if spec is None else describe(spec)
     return InvalidInput(
-        f"input {name!r}: expected {expected}, got {got}", details={"input": name, "expected": expected, "got": got}
+        f"input {name!r}: expected {expected}, got {got}", details={"param": name, "expected": expected, "got": got}
     )
 
 
@@ -231,65 +221,8 @@ def _output(name: str, spec: TensorSpec, values: list[Any]) -> Any:
     try:
         arrays = [np.asarray(value, dtype=DTYPES[spec.datatype]) for value in values]
     except (ValueError, TypeError, OverflowError) as error:
-        raise ModelError(f"output {name!r} should be {_describe(spec)}: {error}") from None
+        raise ModelError(f"output {name!r} should be {describe(spec)}: {error}") from None
     for array in arrays:
         if array.ndim != len(spec.shape) or any(w not in (-1, g) for w, g in zip(spec.shape, array.shape, strict=True)):
-            raise ModelError(f"output {name!r} should be {_describe(spec)}, the model gave {list(array.shape)}")
+            raise ModelError(f"output {name!r} should be {describe(spec)}, the model gave {list(array.shape)}")
     return np.stack(arrays) if len({a.shape for a in arrays}) == 1 else arrays
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
-    """One difference between two signatures. `breaking`: callers of the old one may fail with the new one."""
-
-    text: str
-    breaking: bool
-
-
-def changes(old: Signature, new: Signature) -> list[Change]:
-    """All differences, inputs first. Inputs may widen and outputs may narrow without breaking a caller."""
-    found = []
-    for name in old.inputs.keys() | new.inputs.keys():
-        found += _side(f"input {name!r}", old.inputs.get(name), new.inputs.get(name), is_input=True)
-    for name in old.outputs.keys() | new.outputs.keys():
-        found += _side(f"output {name!r}", old.outputs.get(name), new.outputs.get(name), is_input=False)
-    return sorted(found, key=lambda change: change.text)
-
-
-def _side(what: str, old: TensorSpec | None, new: TensorSpec | None, *, is_input: bool) -> list[Change]:
-    if old is None:
-        assert new is not None
-        return [Change(text=f"{what} is new ({_describe(new)})", breaking=is_input and not new.optional)]
-    if new is None:
-        return [Change(text=f"{what} is gone", breaking=True)]
-    found = []
-    if old.datatype != new.datatype:
-        found.append(Change(text=f"{what}: {old.datatype} became {new.datatype}", breaking=True))
-    if old.shape != new.shape:
-        takes = _covers(new.shape, old.shape) if is_input else _covers(old.shape, new.shape)
-        found.append(Change(text=f"{what}: shape {list(old.shape)} became {list(new.shape)}", breaking=not takes))
-    if old.optional != new.optional:
-        word = "optional" if new.optional else "required"
-        found.append(Change(text=f"{what} became {word}", breaking=new.optional != is_input))
-    return found
-
-
-def _covers(wide: Sequence[int], narrow: Sequence[int]) -> bool:
-    """Every shape that `narrow` allows, `wide` allows."""
-    return len(wide) == len(narrow) and all(w in (-1, n) for w, n in zip(wide, narrow, strict=True))
-
-
-def semver_problem(old_version: str, old: Signature, new_version: str, new: Signature) -> str | None:
-    """The house rule: versions of one major have one signature. None when it holds, else a sentence that says what
-    differs and which version would do."""
-    old_major, new_major = int(old_version.split(".")[0]), int(new_version.split(".")[0])
-    if old_major != new_major:
-        return None
-    differences = changes(old, new)
-    if not differences:
-        return None
-    what = "; ".join(change.text for change in differences)
-    return (
-        f"version {new_version} has another signature than {old_version} ({what}): a change of signature needs a new "
-        f"major version, {max(old_major, new_major) + 1}.0.0"
-    )
