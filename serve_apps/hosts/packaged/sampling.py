@@ -15,7 +15,11 @@ _MAX_STOPS = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationParameters:
-    """`temperature` 0 takes the likeliest token. `raw`: the prompt is continued as it is, without the chat template."""
+    """`temperature` 0 takes the likeliest token. `raw`: the prompt is continued as it is, without the chat template.
+
+    `repetition_penalty` above 1 makes tokens that the answer already holds less likely (Keskar et al.,
+    arXiv:1909.05858, section 4.1): a positive logit is divided by it, a negative one multiplied.
+    """
 
     max_tokens: int
     temperature: float
@@ -23,6 +27,7 @@ class GenerationParameters:
     stop: tuple[str, ...]
     seed: int | None
     raw: bool
+    repetition_penalty: float = 1.0
 
 
 def read_parameters(given: Mapping[str, Any], defaults: GenerationParameters, *, most: int) -> GenerationParameters:
@@ -41,6 +46,9 @@ def read_parameters(given: Mapping[str, Any], defaults: GenerationParameters, *,
         stop=tuple(stops),
         seed=_seed(given.get("seed"), defaults.seed),
         raw=bool(given.get("raw", defaults.raw)),
+        repetition_penalty=_number(
+            "repetition_penalty", given.get("repetition_penalty"), defaults.repetition_penalty, 1.0, 2.0
+        ),
     )
 
 

@@ -107,6 +107,7 @@ class SmolLM2:
         max_tokens: int = 64,
         temperature: float = 0.2,
         top_p: float = 0.9,
+        repetition_penalty: float = 1.0,
         max_context: int = 2048,
         device: str = "cpu",
         precision: str = "fp32",
@@ -131,7 +132,13 @@ class SmolLM2:
         self._system_prompt = system_prompt
         self._tolerance = _TOLERANCE[precision]
         self._defaults = GenerationParameters(
-            max_tokens=max_tokens, temperature=temperature, top_p=top_p, stop=(), seed=seed, raw=False
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            stop=(),
+            seed=seed,
+            raw=False,
+            repetition_penalty=repetition_penalty,
         )
         self._tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
         dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
@@ -267,6 +274,11 @@ class SmolLM2:
         """
         torch = self._torch
         temperature, top_p = row.parameters.temperature, row.parameters.top_p
+        penalty = row.parameters.repetition_penalty
+        if penalty > 1 and row.tokens:
+            seen = torch.tensor(sorted(set(row.tokens)))
+            logits = logits.clone()
+            logits[seen] = torch.where(logits[seen] > 0, logits[seen] / penalty, logits[seen] * penalty)
         if temperature == 0:
             best = logits.topk(2)
             return int(best.indices[0]), float(best.values[0] - best.values[1])

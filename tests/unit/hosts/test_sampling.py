@@ -64,3 +64,14 @@ def test_what_is_streamed_never_holds_part_of_a_stop_text(text: str, stops: list
         safe = len(grown) - held_back(grown, stops)
         sent = grown[: max(safe, len(sent))]
     assert find_stop(sent, stops) is None
+
+
+def test_repetition_penalty_is_read_and_bounded() -> None:
+    """A request may set the repetition penalty from 1 to 2; without it the version's own holds."""
+    defaults = GenerationParameters(
+        max_tokens=8, temperature=0.0, top_p=1.0, stop=(), seed=None, raw=False, repetition_penalty=1.2
+    )
+    assert read_parameters({}, defaults, most=100).repetition_penalty == 1.2
+    assert read_parameters({"repetition_penalty": 1.5}, defaults, most=100).repetition_penalty == 1.5
+    with pytest.raises(InvalidInput, match="repetition_penalty"):
+        read_parameters({"repetition_penalty": 0.5}, defaults, most=100)
