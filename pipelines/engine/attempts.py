@@ -24,7 +24,7 @@ __all__ = ["child_ended", "queue_unit", "start", "unit_failed", "unit_succeeded"
 
 LOST = frozenset({"worker_died", "worker_lost", "node_lost", "attempt_lost"})
 """The worker went away: not the step's fault, tried again up to `MAX_LOST` times without spending a retry."""
-BUSY = frozenset({"overloaded", "unavailable", "storage_unavailable", "resources_impossible"})
+BUSY = frozenset({"overloaded", "unavailable", "storage_unavailable"})
 """Nobody could take the work just now: tried again up to `MAX_BUSY` times without spending a retry."""
 PARKED = frozenset({"breaker_open", "circuit_open"})
 NEVER = frozenset(

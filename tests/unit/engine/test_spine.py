@@ -137,6 +137,16 @@ def test_an_overloaded_model_is_asked_again_no_sooner_than_it_said(h: Harness) -
     assert h.engine.next_timer() == h.now + 40
 
 
+def test_impossible_resources_cost_retries(h: Harness) -> None:
+    """A step that fits on no node fails with its last attempt instead of being tried again for minutes."""
+    h.register({"id": "a", "retry": 2, "resources": {"cpus": 1000}})
+    run = h.submit()
+    h.fail("a", error("resources_impossible"))
+    h.advance(30)
+    h.fail("a", error("resources_impossible"))
+    assert h.state(run) == "FAILED"
+
+
 def test_a_late_result_of_an_older_attempt_is_refused(h: Harness) -> None:
     """Only the attempt with the newest fence may commit."""
     h.register({"id": "a", "timeout": 10, "retry": 2})
