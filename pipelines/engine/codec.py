@@ -29,7 +29,7 @@ _NAMES: dict[str, frozenset[str]] = {name: frozenset(f for f, _ in _FIELDS[cls])
 _REQUIRED: dict[str, tuple[str, ...]] = {
     name: tuple(f for f, default in _FIELDS[cls] if default is MISSING) for name, cls in EVENTS.items()
 }
-_TUPLES = frozenset({"kept", "partial", "parent"})
+_TUPLES = frozenset({"kept", "nested", "partial", "parent"})
 _WITH_TUPLES = frozenset(name for name, names in _NAMES.items() if names & _TUPLES)
 _ALLOWED: dict[str, frozenset[str]] = {name: names | {"e"} for name, names in _NAMES.items()}
 

@@ -222,17 +222,20 @@ class Engine:
 
         Raises `NotFound`, and `Conflict` when the run has not failed or been cancelled.
         """
-        run = self._core.state.run(run_id)
+        state = self._core.state
+        run = state.run(run_id)
+        named = plan is not None or digest is not None
         if plan is None:
-            plan = self._core.state.plan(digest) if digest is not None else run.plan
-        return resuming.plan_resume(run, plan, self._core.values)
+            plan = state.plan(digest) if digest is not None else run.plan
+        return resuming.plan_resume(run, plan, self._core.values, meant=state.meanings() if named else None)
 
     def resume(self, run_id: str, *, now: float, digest: str | None = None) -> Decision:
-        """Go on with a FAILED or CANCELLED run from its committed steps. Raises as `plan_resume`."""
+        """Go on with a FAILED or CANCELLED run from its committed steps; with `digest`, from those that are still valid
+        under that definition and today's nested workflows. Raises as `plan_resume`."""
         core = self._begin(now)
         run = core.state.run(run_id)
         plan = core.state.plan(digest) if digest is not None else run.plan
-        resuming.resume(core, run, plan)
+        resuming.resume(core, run, plan, meant=core.state.meanings() if digest is not None else None)
         return self._decide()
 
     def tick(self, now: float) -> Decision:

@@ -97,7 +97,8 @@ class RunCancelled:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunResumed:
     """A FAILED or CANCELLED run goes on. Steps in `kept` stay as they are; `partial` ones go back to PENDING but keep
-    their finished items or iterations; all others start anew. `digest` may name an edited definition.
+    their finished items or iterations; all others start anew. `digest` may name an edited definition; `nested` are
+    steps whose nested workflow was edited, so that they and their readers run again under whatever digest.
     """
 
     run_id: str
@@ -105,6 +106,7 @@ class RunResumed:
     kept: tuple[str, ...]
     partial: tuple[str, ...]
     at: float
+    nested: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,8 @@
 """Going on with a run that failed or was cancelled, also under an edited definition: what stays valid, and why not.
 
 A committed step stays when its definition, its script and the values it read are the same; how it is scheduled (retry,
-timeout, resources, priority, queue) may change freely.
+timeout, resources, priority, queue) may change freely. A nested workflow belongs to the definition of the step that
+calls it: its edits count where a definition is named, and never in a plain resume, which keeps every committed step.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ class ResumePlan:
     partial: tuple[str, ...]
     again: Mapping[str, str]
     removed: tuple[str, ...]
+    nested: tuple[str, ...] = ()
+    """Steps in `again` because their nested workflow was edited."""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON, for showing."""
@@ -55,8 +58,11 @@ class ResumePlan:
         }
 
 
-def plan_resume(run: Run, plan: Plan, values: Mapping[str, Any]) -> ResumePlan:
-    """Judge every step. Raises `Conflict` when the run has neither failed nor been cancelled."""
+def plan_resume(run: Run, plan: Plan, values: Mapping[str, Any], *, meant: Mapping[str, str] | None) -> ResumePlan:
+    """Judge every step. `meant`: what each nested workflow means now (`State.meaning`, by name); None: a plain resume.
+
+    Raises `Conflict` when the run has neither failed nor been cancelled.
+    """
     if run.state not in (RunState.FAILED, RunState.CANCELLED):
         raise Conflict(f"run {run.id} is {run.state.value}: only a FAILED or CANCELLED run can be resumed")
     if plan.name != run.plan.name:
@@ -64,6 +70,7 @@ def plan_resume(run: Run, plan: Plan, values: Mapping[str, Any]) -> ResumePlan:
     kept: dict[str, None] = {}
     partial: dict[str, None] = {}
     again: dict[str, str] = {}
+    nested = _nested_edits(run, plan, meant or {})
     order = TopologicalSorter({p.id: [plan.steps[d].id for d in (*p.deps, *p.sources)] for p in plan.steps})
     for step_id in order.static_order():
         planned = plan.steps[plan.index[step_id]]
@@ -80,7 +87,9 @@ def plan_resume(run: Run, plan: Plan, values: Mapping[str, Any]) -> ResumePlan:
             again[step_id] = _why_not_done(before)
             continue
         changed = None
-        if plan.digest != run.plan.digest:
+        if step_id in nested:
+            changed = f"its nested workflow changed: {planned.spec.workflow}"
+        elif nested or plan.digest != run.plan.digest:
             changed = _changed(run, plan, run.plan.steps[index], planned, before, kept, values)
         if changed is not None:
             again[step_id] = changed
@@ -96,7 +105,20 @@ def plan_resume(run: Run, plan: Plan, values: Mapping[str, Any]) -> ResumePlan:
         partial=tuple(i for i in ids if i in partial),
         again={i: again[i] for i in ids if i in again},
         removed=tuple(p.id for p in run.plan.steps if p.id not in plan.index),
+        nested=tuple(i for i in ids if i in nested),
     )
+
+
+def _nested_edits(run: Run, plan: Plan, meant: Mapping[str, str]) -> set[str]:
+    """Steps that have results of a nested workflow which means something else now. What is not known is no edit."""
+    found = set()
+    for planned, step in zip(run.plan.steps, run.steps, strict=True):
+        name = planned.spec.workflow
+        if planned.type != "workflow" or name is None or name not in meant or planned.id not in plan.index:
+            continue
+        if plan.steps[plan.index[planned.id]].spec.workflow == name and set(step.nested or ()) - {meant[name]}:
+            found.add(planned.id)
+    return found
 
 
 def _why_not_done(before: Step) -> str:
@@ -144,10 +166,19 @@ def _changed(
     return None if was == now else "its input changed"
 
 
-def resume(core: Core, run: Run, plan: Plan) -> None:
+def resume(core: Core, run: Run, plan: Plan, *, meant: Mapping[str, str] | None = None) -> None:
     """Put the run back to RUNNING, with what `plan_resume` keeps, and have what is due looked at."""
-    decided = plan_resume(run, plan, core.values)
-    core.emit(ev.RunResumed(run_id=run.id, digest=plan.digest, kept=decided.kept, partial=decided.partial, at=core.now))
+    decided = plan_resume(run, plan, core.values, meant=meant)
+    core.emit(
+        ev.RunResumed(
+            run_id=run.id,
+            digest=plan.digest,
+            kept=decided.kept,
+            partial=decided.partial,
+            at=core.now,
+            nested=decided.nested,
+        )
+    )
     if plan.spec.timeout is not None:
         core.timer(core.now + plan.spec.timeout, "run", run)
     if any(planned.type == "workflow" for planned in plan.steps):

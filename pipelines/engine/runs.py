@@ -22,7 +22,7 @@ RUN_ENDED = frozenset({RunState.SUCCESS, RunState.FAILED, RunState.CANCELLED})
 _UNIT_FIELDS = ("attempt", "failures", "lost", "busy", "fence", "started_at", "retry_at", "parked", "lock", "child")
 _STEP_FIELDS = (
     "reason", "output", "error", "chosen", "log", "started_at", "finished_at", "duration_s", "delay_until", "handled",
-    "message", "iteration", "loop_state",
+    "message", "iteration", "loop_state", "nested",
 )  # fmt: skip
 _STEP_NUMBERS = frozenset({"started_at", "finished_at", "duration_s", "delay_until", "iteration"})
 _RUN_FIELDS = (
@@ -125,6 +125,8 @@ class Step:
         self.message: str | None = None
         self.iteration = 0
         self.loop_state: Any = None
+        self.nested: list[str] | None = None
+        """What the nested workflows meant that its results come from: `State.meaning` of each, mostly one."""
         self.done = self.ok = self.failed = self.sources_done = self.jumped = 0
         self.waiting: str | None = None
 

@@ -6,6 +6,7 @@ changed are noted in `touched` for the deciding side; a replay throws these note
 
 from __future__ import annotations
 
+import hashlib
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -97,6 +98,30 @@ class State:
         run.parent = e.parent
         run.meta = e.meta
         self.runs[e.run_id] = run
+        if e.parent is not None and e.parent[0] in self.runs:
+            self._note_nested(e.parent, run)
+
+    def meaning(self, digest: str, _above: frozenset[str] = frozenset()) -> str:
+        """Names what a definition does now, its nested workflows (and theirs) included: they are found by name, so an
+        edit of one changes what its parents do without changing their digests."""
+        names = sorted({p.spec.workflow for p in self.plans[digest].steps if p.type == "workflow" and p.spec.workflow})
+        found = [self.latest[name] for name in names if name in self.latest]
+        inner = [self.meaning(d, _above | {digest}) for d in found if d not in _above and d != digest]
+        return hashlib.sha256("\n".join([digest, *inner]).encode()).hexdigest() if inner else digest
+
+    def meanings(self) -> dict[str, str]:
+        """`meaning` of the newest definition of each name."""
+        return {name: self.meaning(digest) for name, digest in self.latest.items()}
+
+    def _note_nested(self, parent: tuple[str, str, int | None], child: Run) -> None:
+        run, index, step = self.find(parent[0], parent[1])
+        spec = run.plan.steps[index].spec
+        before = step.nested if spec.foreach is not None or spec.loop is not None else None
+        meaning = self.meaning(child.digest)
+        if before is None:
+            step.nested = [meaning]
+        elif meaning not in before:
+            step.nested = [*before, meaning]
 
     def _run_started(self, run: Run, at: float) -> None:
         if run.state is RunState.PENDING:
@@ -248,6 +273,8 @@ class State:
         unit.parked = unit.waiting = None
         unit.lock = e.lock
         unit.child = e.child
+        if e.child is not None and e.child in self.runs:
+            self._note_nested((e.run_id, e.step_id, e.item), self.runs[e.child])
 
     def _check_fence(self, step: Step, item: int | None, fence: int, what: str) -> Unit:
         unit = unit_of(step, item)
@@ -409,6 +436,7 @@ def _keep_progress(step: Step, before: Step) -> None:
     """Take over the finished items, or the finished rounds, of a step that is tried again."""
     step.iteration = before.iteration
     step.loop_state = before.loop_state
+    step.nested = before.nested
     if before.items is not None:
         items = before.items
         for item in items.errors:

@@ -191,7 +191,7 @@ class Checker:
                     self._broken(
                         "one_result", f"a resume of {e.run_id} keeps {step_id}, which is {step.state}", step_id
                     )
-            elif step.state == "SUCCESS" and e.digest == run.digest:
+            elif step.state == "SUCCESS" and e.digest == run.digest and not e.nested:
                 self._broken("not_run_again", f"a resume of {e.run_id} drops the result of {step_id}", step_id)
             elif step_id in e.partial:
                 fresh = steps[step_id] = _Step()

@@ -160,6 +160,83 @@ def test_an_edited_nested_workflow_starts_a_new_child(h: Harness) -> None:
     assert h.find("x").run_id != old
 
 
+def _failed_after_sub(h: Harness, **more: Any) -> tuple[str, str]:
+    """inner (x) was called by sub and succeeded, read by `after`; `last` failed. Returns the run and its digest."""
+    h.register({"id": "x"}, name="inner", output="{{steps.x.output}}")
+    digest = h.register(
+        {"id": "free"},
+        {"id": "sub", "type": "workflow", "workflow": "inner", **more},
+        {"id": "after", "input": "{{steps.sub.output}}"},
+        {"id": "last", "depends_on": ["free", "after"]},
+    )
+    run = h.submit()
+    h.succeed("free", 0)
+    while "x" in h.in_flight():
+        h.succeed("x", 1)
+    h.succeed("after", 2)
+    h.fail("last")
+    assert h.state(run) == "FAILED"
+    return run, digest
+
+
+@pytest.mark.parametrize("more", [{}, {"foreach": [1, 2]}, {"loop": {"max_iterations": 2}}])
+def test_an_edit_of_a_nested_workflow_invalidates_the_step_that_called_it(h: Harness, more: dict[str, Any]) -> None:
+    """Its committed result and its readers' are made again where a definition is named; other steps stay."""
+    run, digest = _failed_after_sub(h, **more)
+    assert h.engine.plan_resume(run, digest).kept == ("free", "sub", "after")
+    h.register({"id": "x", "function": "other"}, name="inner", output="{{steps.x.output}}")
+    h.crash()
+    plan = h.engine.plan_resume(run, digest)
+    assert plan.kept == ("free",)
+    assert plan.partial == ()
+    assert plan.again["sub"] == "its nested workflow changed: inner"
+    assert plan.again["after"] == "it reads sub, which runs again"
+    h.take(h.engine.resume(run, now=h.now, digest=digest))
+    assert set(h.in_flight()) == {"x"}
+    while "x" in h.in_flight():
+        h.succeed("x", 10)
+    assert h.find("after").input == ([10, 10] if "foreach" in more else 10)
+    h.succeed("after", 20)
+    h.crash()
+    h.fail("last")
+    assert h.engine.plan_resume(run, digest).kept == ("free", "sub", "after")
+
+
+def test_a_plain_resume_keeps_the_results_of_an_edited_nested_workflow(h: Harness) -> None:
+    """Without a definition named, nothing that was committed is run again."""
+    run, _ = _failed_after_sub(h)
+    h.register({"id": "x", "function": "other"}, name="inner", output="{{steps.x.output}}")
+    assert h.engine.plan_resume(run).kept == ("free", "sub", "after")
+    h.take(h.engine.resume(run, now=h.now))
+    assert h.in_flight() == ["last"]
+
+
+def test_an_edit_deeper_down_counts_too(h: Harness) -> None:
+    """What a nested workflow calls belongs to what it does."""
+    h.register({"id": "x"}, name="inner")
+    h.register({"id": "mid", "type": "workflow", "workflow": "inner"}, name="middle")
+    digest = h.register({"id": "sub", "type": "workflow", "workflow": "middle"}, {"id": "z", "depends_on": ["sub"]})
+    run = h.submit()
+    h.succeed("x", 1)
+    h.fail("z")
+    assert h.engine.plan_resume(run, digest).kept == ("sub",)
+    h.register({"id": "x", "function": "other"}, name="inner")
+    assert h.engine.plan_resume(run, digest).again["sub"] == "its nested workflow changed: middle"
+
+
+def test_an_edit_between_two_tries_counts_from_the_try_that_succeeded(h: Harness) -> None:
+    """A resumed parent whose nested run was replaced by one of the new definition has a valid result."""
+    h.register({"id": "x"}, name="inner")
+    digest = h.register({"id": "sub", "type": "workflow", "workflow": "inner"}, {"id": "z", "depends_on": ["sub"]})
+    run = h.submit()
+    h.fail("x")
+    h.register({"id": "x", "function": "other"}, name="inner")
+    h.take(h.engine.resume(run, now=h.now))
+    h.succeed("x", 1)
+    h.fail("z")
+    assert h.engine.plan_resume(run, digest).kept == ("sub",)
+
+
 def test_a_fixed_step_runs_under_the_new_definition(h: Harness) -> None:
     """Fix-and-resume: the answer first says what stays valid, then the run goes on."""
     run = _failed_at_c(h)

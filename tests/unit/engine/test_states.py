@@ -89,10 +89,10 @@ def test_every_event_can_be_written_down() -> None:
         fields = {
             f: SAMPLES.get(name, {}).get(f, 1)
             for f in cls.__dataclass_fields__
-            if f not in ("kept", "partial", "parent")
+            if f not in ("kept", "nested", "partial", "parent")
         }
         if name == "RunResumed":
-            fields |= {"kept": ("a",), "partial": ()}
+            fields |= {"kept": ("a",), "partial": (), "nested": ("b",)}
         assert decode(encode(cls(**fields))) == cls(**fields)
 
 

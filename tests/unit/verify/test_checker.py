@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -90,6 +91,9 @@ GOOD: dict[str, list[ev.Event]] = {
     "a resume that keeps what is committed": [*A_DONE, start("b", 2), bad("b", 2), FAILED, again(["a"]), start("b", 3)],
     "a resume of a foreach that keeps its items": [
         *A_DONE, EACH, start("each", 2, 0), item_ok(0, 2), CANCELLED, again(["a"], ["each"]), EACH, start("each", 3, 1),
+    ],
+    "a resume under an edited nested workflow runs its step again": [
+        *A_DONE, FAILED, replace(again([]), nested=("a",)), start("a", 2),
     ],
     "fix and resume runs an edited step again": [*A_DONE, FAILED, EDITED, again([], digest="d2"), start("a", 2)],
 }  # fmt: skip
