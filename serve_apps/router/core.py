@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -33,6 +34,9 @@ from serve_apps.router.vectors import VectorCache
 from serve_apps.table import RoutingTable, VersionEntry
 
 __all__ = ["Random", "RouterCore", "load_function", "too_late"]
+
+_PROBE_REST_S = 2.0
+"""A report takes a second at most, and the table that answers it much less."""
 
 
 class Random(Protocol):
@@ -149,8 +153,11 @@ class RouterCore(Live):
     # -- Live: what decisions ask about this moment --------------------------------------------------------------
 
     def probes_in_flight(self, entry: VersionEntry) -> int:
+        """Half-open requests under way; more than are allowed while a failed one waits to be heard of."""
         channel = self._channels.get(entry.app)
-        return channel.flow.probes if channel is not None else 0
+        if channel is None:
+            return 0
+        return channel.flow.probes if self.clock.monotonic() >= channel.flow.rest_until else sys.maxsize
 
     def candidate(self, model: str) -> Candidate | None:
         compiled = self._compiled.models.get(model)
@@ -240,6 +247,11 @@ class RouterCore(Live):
         )
 
     def _count(self, target: Target, flow: Flow, error: HeadraceError | None, latency_s: float, rule: str) -> None:
+        failed = error is not None and counts_against_version(error)
+        if target.probe and failed:
+            # The verdict is clear, and the control plane hears of it within the second: no caller is spent on it
+            # until then. Should the report be lost, probing goes on.
+            flow.rest_until = self.clock.monotonic() + _PROBE_REST_S
         self.stats.finished(
             flow,
             revision=target.model.revision,
@@ -247,7 +259,7 @@ class RouterCore(Live):
             latency_s=latency_s,
             rule=rule,
             outcome="success" if error is None else error.code,
-            failed=error is not None and counts_against_version(error),
+            failed=failed,
         )
 
 

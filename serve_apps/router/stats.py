@@ -58,13 +58,15 @@ class Flow:
 
     __slots__ = (
         "buckets", "cost", "error_rate", "errors", "in_flight", "latency_s", "model", "outcomes", "probes",
-        "requests", "seconds", "version",
+        "requests", "rest_until", "seconds", "version",
     )  # fmt: skip
 
     def __init__(self, model: str, version: str):
         self.model, self.version = model, version
         self.requests = self.errors = self.in_flight = self.probes = 0
         self.seconds = 0.0
+        self.rest_until = 0.0
+        """No probe before this (monotonic): one failed just now."""
         self.buckets = [0] * (len(BUCKETS_S) + 1)
         self.outcomes: dict[tuple[str, str], int] = {}
         self.latency_s: float | None = None

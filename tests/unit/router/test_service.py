@@ -411,6 +411,21 @@ async def test_probes_are_counted_and_marked() -> None:
     assert router.stats.flow("m", "1.0.0").probes == 0
 
 
+async def test_after_a_failed_probe_nobody_else_is_sent_for_a_while() -> None:
+    """One failed probe is a verdict: until it has been reported, a half-open version costs no other caller an error."""
+    entries = {"1.0.0": {"half_open": True, "ejected": True}, "1.1.0": {}}
+    table = table_of(model_entry("m", entries=entries, weights={"1.0.0": 99, "1.1.0": 1}))
+    router, hosts = make(table)
+    hosts["m-1.0.0"].error = ModelError("still broken")
+    for _ in range(50):
+        await router.infer(call())
+    assert len(hosts["m-1.0.0"].requests) == 1
+    router.clock.advance(3.0)
+    for _ in range(50):
+        await router.infer(call())
+    assert len(hosts["m-1.0.0"].requests) == 2, "should the report be lost, probing goes on"
+
+
 # -- streams
 
 
