@@ -29,6 +29,8 @@ from serve_apps.control.tables import model_config, model_target
 __all__ = ["Releases"]
 
 _log = logging.getLogger(__name__)
+_ENDED = {ReleaseState.PROMOTED: 100.0, ReleaseState.ROLLED_BACK: 0.0}
+"""The candidate's share once it is all over."""
 
 
 class Releases:
@@ -81,7 +83,8 @@ class Releases:
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"])
-            raise InvalidInput(f"release: {place}: {first['msg']}") from None
+            said = first["msg"].removeprefix("Value error, ")
+            raise InvalidInput(": ".join(part for part in ("release", place, said) if part)) from None
         steps = list(config.steps)
         if not steps or any(not 0 < step <= 100 for step in steps) or steps != sorted(set(steps)):
             raise InvalidInput("release: steps must grow, each more than 0 and at most 100")
@@ -196,7 +199,7 @@ class Releases:
             "strategy": release.plan.strategy,
             "step": release.step,
             "steps": list(release.plan.steps),
-            "percent": release.percent,
+            "percent": _ENDED.get(release.state, release.percent),
             "step_duration": release.plan.step_duration_s,
             "started_at": release.started_at,
             "step_started_at": release.step_started_at,

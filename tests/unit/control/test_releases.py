@@ -93,7 +93,7 @@ async def test_a_good_candidate_gets_everything_step_by_step(world: World, plane
     assert plane.table().models["echo"].weights == {"1.0.0": 50.0, "1.1.0": 50.0}
     await minutes(world, plane, 4, routers, stable=(50, 0), candidate=(50, 0))
     end = await status(plane)
-    assert end["state"] == "promoted"
+    assert (end["state"], end["percent"]) == ("promoted", 100)
     assert [line["move"] for line in end["history"]] == ["start", "advance", "promote"]
     assert end["history"][-1]["figures"]["metrics"], "the history says which figures decided"
     entry = plane.table().models["echo"]
@@ -118,7 +118,7 @@ async def test_a_worse_candidate_loses_its_traffic(
     await start(plane, models, guard={"error_rate": 0.9})
     await minutes(world, plane, 5, Routers(plane), **report)
     end = await status(plane)
-    assert end["state"] == "rolled_back"
+    assert (end["state"], end["percent"]) == ("rolled_back", 0)
     assert metric in end["history"][-1]["why"]
     assert plane.table().models["echo"].weights == {"1.0.0": 100.0, "1.1.0": 0.0}
     assert world.deployer.deployed == ["echo-1.0.0", "echo-1.1.0"], "nothing was loaded again"
