@@ -491,12 +491,13 @@ class DurableLog:
         if up_to <= self._collected_to:
             return
         fences = set(self._tip.fences)
+        # Snapshots first: one that stays behind its segments would promise a history that is no longer there.
+        for seq in await _present(self._bucket, f"{self._prefix}/snap/", up_to - 1):
+            await self._bucket.delete(snapshot_key(self._prefix, seq))
         for seq in await _present(self._bucket, f"{self._prefix}/wal/", up_to):
             if seq not in fences:
                 await self._bucket.delete(segment_key(self._prefix, seq))
                 self.stats.collected += 1
-        for seq in await _present(self._bucket, f"{self._prefix}/snap/", up_to - 1):
-            await self._bucket.delete(snapshot_key(self._prefix, seq))
         self._collected_to = up_to
 
 

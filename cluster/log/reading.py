@@ -114,23 +114,56 @@ async def read_history(bucket: Bucket, prefix: str, *, oldest: bool = False, par
     Raises `CorruptObject` naming the first object that is missing, corrupt or foreign. An owner may go on writing,
     taking snapshots and collecting old segments meanwhile.
     """
+    stray = False
     for _ in range(_ATTEMPTS):
         snapshots = await _numbers(bucket, f"{prefix}/snap/")
         newest = snapshots[-1] if snapshots else 0
         after = segment_key(prefix, newest) if newest and not oldest else ""
         present = await _numbers(bucket, f"{prefix}/wal/", start_after=after)
         base = _oldest_base(snapshots, present) if oldest else newest
+        if stray and snapshots:
+            base = max(base, snapshots[0])
         wanted = [seq for seq in present if seq > base]
         try:
             return await _read(bucket, prefix, base, wanted, parallel)
         except (CorruptObject, ObjectNotFound) as error:
-            # A missing object is normal when the live owner has taken a newer snapshot and collected it.
+            # A missing object is normal when the live owner has taken a newer snapshot and collected it, or was still
+            # collecting what the newest one covers.
+            if isinstance(error, ObjectNotFound) and await _is_gone(bucket, str(error.details.get("key"))):
+                continue
             if await _numbers(bucket, f"{prefix}/snap/", start_after=snapshot_key(prefix, newest)):
                 continue
+            if oldest and not stray and snapshots and base < snapshots[0]:
+                stray = await _has_stray(bucket, prefix, snapshots[0], present)
+                if stray:
+                    continue
             if isinstance(error, ObjectNotFound):
                 raise _missing(str(error.details.get("key"))) from error
             raise
     raise StorageUnavailable(f"the log {bucket.url}/{prefix} changes faster than it can be read: try again")
+
+
+async def _has_stray(bucket: Bucket, prefix: str, base: int, present: Sequence[int]) -> bool:
+    """Whether an opener that lost its race left an epoch segment where an older one had been collected.
+
+    It found the number free, and saw only then that a snapshot covers it. That snapshot knows the true epochs; other
+    segments that turn up after their collection are late repetitions, and the same as they were.
+    """
+    key = snapshot_key(prefix, base)
+    try:
+        fences = decode_snapshot(await patient_get(bucket, key), key=key).fences
+        doubtful = [seq for seq in present if seq <= base and seq not in fences]
+        for seq, data in zip(doubtful, await _fetch(bucket, prefix, doubtful, 8), strict=True):
+            if decode_segment(data, key=segment_key(prefix, seq)).kind == "epoch":
+                return True
+    except (CorruptObject, ObjectNotFound):
+        pass  # the reading itself says what is wrong
+    return False
+
+
+async def _is_gone(bucket: Bucket, key: str) -> bool:
+    """Whether what was listed before is no longer: then it was removed, and did not get lost."""
+    return key not in await patient_list(bucket, key)
 
 
 async def extend_history(bucket: Bucket, prefix: str, history: History) -> None:
@@ -229,6 +262,8 @@ async def _numbers(bucket: Bucket, folder: str, *, start_after: str = "") -> lis
 
 def _oldest_base(snapshots: Sequence[int], present: Sequence[int]) -> int:
     """Where the longest unbroken history starts: 0, or the oldest snapshot whose following segments are all here."""
+    # Nothing after the second newest snapshot is ever collected: a gap there is damage, which the reading will name.
+    most = snapshots[-2] if len(snapshots) > 1 else 1 << 62
     start = present[-1] if present else 0
     for seq in reversed(present):
         if seq not in (start, start - 1):
@@ -236,7 +271,7 @@ def _oldest_base(snapshots: Sequence[int], present: Sequence[int]) -> int:
         start = seq
     if start <= 1:
         return 0 if present else (snapshots[-1] if snapshots else 0)
-    return next((seq for seq in snapshots if seq >= start - 1), 0)
+    return min(most, next((seq for seq in snapshots if seq >= start - 1), 0))
 
 
 def _missing(key: str) -> CorruptObject:
