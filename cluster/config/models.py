@@ -213,8 +213,8 @@ class VersionConfig(Strict):
             raise ValueError("provider openai_compatible needs `endpoint` (the URL that ends in /v1)")
         if self.provider in ("torch", "python") and not self.model_class:
             raise ValueError(f"provider {self.provider} needs `class: module:Class`")
-        if self.provider == "onnx" and not self.artifact:
-            raise ValueError("provider onnx needs `artifact` (the URL of the .onnx file)")
+        if self.provider == "onnx" and not (self.artifact or self.model_class):
+            raise ValueError("provider onnx needs `artifact` (the URL of the .onnx file) or a `class` that brings it")
         if self.resources.gpus and self.resources.vram_gb:
             raise ValueError("resources: give gpus (whole cards or a share) or vram_gb, not both")
         return self
