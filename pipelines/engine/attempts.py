@@ -103,7 +103,7 @@ def start(core: Core, ready: Ready) -> None:
         broken(core, run, index, item, error.to_dict())
         core.scheduler.dropped(ready)
         return
-    if breaker is not None and core.breakers and core.breaker_open(breaker):
+    if breaker is not None and core.breakers and core.breaker_open(breaker, fence):
         if unit.parked != breaker:
             core.emit(ev.StepParked(run_id=run.id, step_id=planned.id, item=item, key=breaker, at=core.now))
         core.park(ready, breaker)

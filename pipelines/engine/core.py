@@ -6,6 +6,7 @@ All of it but `state` is rebuilt by `Engine.recover`; none of it is logged.
 from __future__ import annotations
 
 import heapq
+import math
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -47,12 +48,20 @@ class Feed:
     pending: deque[int]
 
 
+PROBE_AGAIN_S = 10.0
+"""How long a half-open breaker waits for word of its probes before it lets others through."""
+
+
 @dataclass(slots=True)
 class Breaker:
-    """What was last heard of a breaker. `budget`: attempts that a half-open one still lets through."""
+    """What was last heard of a breaker. `budget`: attempts that a half-open one still lets through; `fences`: those
+    that try it now; `again_at`: when others may try though nothing was heard of these."""
 
     state: str
     budget: int = 0
+    probes: int = 0
+    fences: set[int] = field(default_factory=set)
+    again_at: float = math.inf
 
 
 Timer = tuple[float, int, str, str, int, int | None, float]
@@ -125,15 +134,45 @@ class Core:
             old, _ = self.values.popitem(last=False)
             total -= self._value_sizes.pop(old)
 
-    def breaker_open(self, key: str) -> bool:
-        """Whether an attempt that depends on `key` must be parked; uses up a half-open breaker's budget."""
+    def breaker_open(self, key: str, fence: int) -> bool:
+        """Whether the attempt `fence`, which depends on `key`, must be parked; uses up a half-open breaker's budget."""
         breaker = self.breakers.get(key)
         if breaker is None:
             return False
         if breaker.state == "half_open" and breaker.budget > 0:
             breaker.budget -= 1
+            breaker.fences.add(fence)
+            breaker.again_at = self.now + PROBE_AGAIN_S
             return False
         return True
+
+    def probe_succeeded(self, fence: int) -> None:
+        """A half-open breaker may want more successes than it lets through at once: the next one follows."""
+        for key, breaker in self.breakers.items():
+            if fence in breaker.fences:
+                breaker.fences.discard(fence)
+                breaker.budget += 1
+                self.unpark(key, 1)
+
+    def probe_again(self) -> None:
+        """Probes can end without the breaker hearing of it (cancelled, lost, the caller's fault): let others try."""
+        for key, breaker in self.breakers.items():
+            if breaker.again_at <= self.now:
+                breaker.again_at, breaker.budget = math.inf, breaker.probes
+                breaker.fences.clear()
+                self.unpark(key, breaker.probes)
+
+    def unpark(self, key: str, most: int | None = None) -> None:
+        """Queue what waits for the breaker of `key`, the longest parked first, `most` of it."""
+        parked = self.parked.get(key, {})
+        freed = 0
+        while parked and (most is None or freed < most):
+            ready = parked.pop(next(iter(parked)))
+            if not ready.stale:
+                self.scheduler.push(ready)
+                freed += 1
+        if not parked:
+            self.parked.pop(key, None)
 
     def park(self, ready: Ready, key: str) -> None:
         """Set a unit aside until the breaker of `key` lets it through."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -174,6 +175,7 @@ class Engine:
             return decision
         run, index, _ = found
         if outcome.status == "success":
+            core.probe_succeeded(fence)
             unit_succeeded(core, run, index, item, fence, outcome)
         else:
             unit_failed(
@@ -246,12 +248,15 @@ class Engine:
             run = core.state.runs.get(run_id)
             if run is not None and not run.ended:
                 self._fire(kind, run, index, item, mark)
+        core.probe_again()
         return self._decide()
 
     def next_timer(self) -> float | None:
         """When `tick` is due next, in seconds since the epoch; None: no timer is set. May be early, never late."""
-        timers = self._core.timers
-        return timers[0][0] if timers else None
+        core = self._core
+        due = min((breaker.again_at for breaker in core.breakers.values()), default=math.inf)
+        due = min(due, core.timers[0][0]) if core.timers else due
+        return due if due < math.inf else None
 
     def breaker(self, key: str, state: str, *, now: float, probes: int = 1) -> Decision:
         """What a circuit breaker says: `open`, `half_open` (lets `probes` attempts through) or `closed`."""
@@ -259,12 +264,9 @@ class Engine:
         if state == "closed":
             core.breakers.pop(key, None)
         else:
-            core.breakers[key] = Breaker(state, probes if state == "half_open" else 0)
+            core.breakers[key] = Breaker(state, probes, probes) if state == "half_open" else Breaker(state)
         if state != "open":
-            parked = core.parked.pop(key, {})
-            for ready in parked.values():
-                if not ready.stale:
-                    core.scheduler.push(ready)
+            core.unpark(key, probes if state == "half_open" else None)
         return self._decide()
 
     def value_fetched(

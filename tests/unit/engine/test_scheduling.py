@@ -115,10 +115,37 @@ def test_a_half_open_breaker_lets_few_through(h: Harness) -> None:
         h.submit()
     h.take(h.engine.breaker("model:m", "half_open", now=h.now, probes=1))
     assert len(h.running) == 1
-    h.succeed("a")
-    assert len(h.running) == 0
     h.take(h.engine.breaker("model:m", "closed", now=h.now))
-    assert len(h.running) == 2
+    assert len(h.running) == 3
+
+
+def test_a_probe_that_succeeds_lets_the_next_one_through(h: Harness) -> None:
+    """A breaker that wants more successes than it lets through at once gets them, and everything ends."""
+    h.register({"id": "a", "type": "model_inference", "model": "m"})
+    h.take(h.engine.breaker("model:m", "open", now=h.now))
+    for _ in range(3):
+        h.submit()
+    h.take(h.engine.breaker("model:m", "half_open", now=h.now, probes=1))
+    for _ in range(3):
+        assert len(h.running) == 1
+        h.succeed("a")
+    assert len(h.running) == 0
+    assert h.engine.gauges()["parked"] == {}
+
+
+def test_a_probe_of_which_nothing_is_heard_does_not_hold_the_others_for_ever(h: Harness) -> None:
+    """It was cancelled, say: another is let through after a while, though the breaker says nothing new."""
+    h.register({"id": "a", "type": "model_inference", "model": "m"})
+    h.take(h.engine.breaker("model:m", "open", now=h.now))
+    for _ in range(2):
+        h.submit()
+    h.take(h.engine.breaker("model:m", "half_open", now=h.now, probes=1))
+    probe = next(iter(h.running.values()))
+    h.cancel(probe.run_id)
+    due = h.engine.next_timer()
+    assert due is not None
+    h.advance(due - h.now)
+    assert [a.run_id for a in h.running.values() if a.run_id != probe.run_id] != []
 
 
 def test_an_attempt_that_met_an_open_breaker_is_parked_not_failed(h: Harness) -> None:
