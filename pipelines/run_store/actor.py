@@ -23,7 +23,7 @@ from cluster.names import CONTROL_PLANE, NAMESPACE
 from cluster.storage import Bucket, open_bucket
 from cluster.storage.probe import check_bucket
 from pipelines.engine.core import EngineLimits
-from pipelines.run_store.model_breakers import breaker_states
+from pipelines.run_store.model_breakers import breaker_states, with_deployed
 from pipelines.run_store.outbound import OutboundPolicy
 from pipelines.run_store.service import RunStore
 from pipelines.run_store.settings import StoreSettings
@@ -122,7 +122,7 @@ class RunStoreActor:
             _share_interpreter()
             self._store, self._failure = store, None
             self._ready.set()
-            await _follow_breakers(store)
+            await _follow_table(store)
         except asyncio.CancelledError:
             raise
         except Exception as error:
@@ -179,10 +179,11 @@ class RunStoreActor:
         os._exit(1)
 
 
-async def _follow_breakers(store: RunStore) -> None:
-    """Tell the engine what the control plane's table says of the models' breakers, for as long as the store lives."""
+async def _follow_table(store: RunStore) -> None:
+    """Tell the store what the control plane's table says of models and their breakers, for as long as it lives."""
     import ray
 
+    at_start = store.known
     revision, known = 0, {}  # type: tuple[int, dict[str, str]]
     while True:
         try:
@@ -196,6 +197,7 @@ async def _follow_breakers(store: RunStore) -> None:
         if table is None:
             continue
         revision = table.revision
+        store.known = with_deployed(at_start, table.models, table.routes)
         states = breaker_states(table.models)
         for model, state in states.items():
             if known.get(model, "closed") != state:

@@ -1,11 +1,15 @@
-"""From the routing table to what the engine must know of a model's breakers. Pure; sees the table by its shape."""
+"""From the routing table to what the store must know of models: their breakers, and their names and signatures. Pure;
+sees the table by its shape."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
-__all__ = ["breaker_states"]
+from pipelines.spec.check import Known
+
+__all__ = ["breaker_states", "with_deployed"]
 
 
 class _Version(Protocol):
@@ -37,3 +41,16 @@ def breaker_states(models: Mapping[str, _Model]) -> dict[str, str]:
         elif all(version.ejected or version.half_open for version in versions):
             out[name] = "half_open"
     return out
+
+
+def with_deployed(known: Known, models: Mapping[str, _Model], routes: Iterable[str]) -> Known:
+    """`known` (of the configuration at the start) and what was deployed since: workflows may refer to either."""
+    if known.models is None:
+        return known
+    signatures = dict(known.signatures)
+    for name, model in models.items():
+        newest = max(model.versions, key=lambda version: tuple(map(int, version.split("."))), default=None)
+        signature = getattr(model.versions[newest], "signature", None) if newest is not None else None
+        if signature is not None:
+            signatures[name] = signature
+    return replace(known, models=known.models | frozenset(models) | frozenset(routes), signatures=signatures)
