@@ -9,7 +9,7 @@ from graphlib import CycleError, TopologicalSorter
 import cel
 import re2
 
-from cluster.config.models import Config, ModelConfig, RuleConfig
+from cluster.config.models import RULE_NAMES, Config, ModelConfig, RuleConfig
 from cluster.config.problems import Problem, closest
 from cluster.config.source import Mark
 from cluster.signature import version_problem
@@ -19,6 +19,7 @@ __all__ = ["check_config", "compile_cel", "compile_regex"]
 Locate = Callable[..., tuple[Mark, tuple[str, ...]]]
 MAX_EXPRESSION = 4096
 MAX_REGEX = 1000
+_BOUND = re.compile(r"\.(?:map|filter|all|exists|exists_one)\s*\(\s*([A-Za-z_]\w*)")
 
 
 def check_config(config: Config, locate: Locate) -> list[Problem]:
@@ -94,7 +95,7 @@ def _check_rules(config: Config, path: tuple[str | int, ...], rules: Iterable[Ru
         here = (*path, index)
         if rule.regex is not None and (wrong := compile_regex(rule.regex)):
             say((*here, "regex"), wrong)
-        if rule.cel is not None and (wrong := compile_cel(rule.cel)):
+        if rule.cel is not None and (wrong := compile_cel(rule.cel, names=RULE_NAMES)):
             say((*here, "cel"), wrong)
         if rule.model is not None and rule.model not in targets:
             say((*here, "model"), f"no model {rule.model!r}", _known(rule.model, targets))
@@ -122,16 +123,21 @@ def compile_regex(pattern: str) -> str | None:
     return None
 
 
-def compile_cel(expression: str) -> str | None:
-    """What is wrong with a CEL expression (https://cel.dev), or None. Names are not checked: they vary by place."""
+def compile_cel(expression: str, *, names: frozenset[str] | None = None) -> str | None:
+    """What is wrong with a CEL expression (https://cel.dev), or None. `names`: what it may refer to; None: anything."""
     if len(expression) > MAX_EXPRESSION:
         return f"longer than {MAX_EXPRESSION} characters"
     try:
-        cel.compile(expression)
+        program = cel.compile(expression)
     except Exception as error:
         # The parser raises ValueError, and whatever its Rust side throws on odd input: all mean the same to a user.
         reason = str(error).splitlines()[0].split("Syntax error:", 1)[-1].split(" expecting", 1)[0].strip()
         return f"not a CEL expression: {reason}"
+    if names is not None:
+        bound = set(_BOUND.findall(expression))
+        unknown = [name for name in program.variables() if name not in names and name not in bound]
+        if unknown:
+            return f"there is no {unknown[0]!r}: a rule knows {', '.join(sorted(names))}"
     return None
 
 

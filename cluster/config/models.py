@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 from cluster.config.quantities import Bytes, Milliseconds, Seconds
 
 __all__ = [
+    "RULE_NAMES",
     "TASK_SIGNATURES",
     "AnalysisConfig",
     "AuthConfig",
@@ -240,6 +241,10 @@ class ModelConfig(Strict):
     def signature_of(self, version: str) -> Signature | None:
         """The interface of one version: its own, else the model's, else the one its task implies (None: unknown)."""
         return self.versions[version].signature or self.signature or TASK_SIGNATURES.get(self.task)
+
+
+RULE_NAMES = frozenset({"body", "headers", "caller", "text", "model"})
+"""What the CEL expression of a rule can look at."""
 
 
 class RuleConfig(Strict):

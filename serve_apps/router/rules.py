@@ -13,7 +13,7 @@ from typing import Any
 import cel
 import re2
 
-from cluster.config.models import RouteConfig, RuleConfig
+from cluster.config.models import RULE_NAMES, RouteConfig, RuleConfig
 from cluster.errors import HeadraceError, InternalError, InvalidConfig, NotFound
 from serve_apps.protocol import BARE_INPUT
 from serve_apps.router.adaptive import AdaptivePolicy, Candidate, choose, parse_policy
@@ -274,9 +274,6 @@ def _regex(where: str, pattern: str) -> _Test:
     return test
 
 
-_CEL_NAMES = frozenset({"body", "headers", "caller", "text", "model"})
-
-
 def _cel(where: str, source: str) -> _Test:
     if len(source) > MAX_EXPRESSION:
         raise InvalidConfig(f"{where}.cel: {len(source)} characters, at most {MAX_EXPRESSION}")
@@ -284,7 +281,7 @@ def _cel(where: str, source: str) -> _Test:
         program = cel.compile(source)
     except Exception as error:
         raise InvalidConfig(f"{where}.cel: {error}") from error
-    used = sorted(set(program.variables()) & _CEL_NAMES)
+    used = sorted(set(program.variables()) & RULE_NAMES)
 
     def test(subject: Subject) -> tuple[bool, str]:
         # Only what the expression names is converted: a body can be large.

@@ -18,6 +18,12 @@ def messages(text: str) -> str:
     )
 
 
+def test_an_onnx_version_may_be_a_class_alone() -> None:
+    """The packaged int8 embedding brings its own weights."""
+    text = "models: {m: {provider: onnx, class: 'serve_apps.hosts.packaged.embedding:MiniLMInt8'}}\n"
+    assert load_text(text, env={}).models["m"].versions["1.0.0"].artifact is None
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -30,6 +36,10 @@ def messages(text: str) -> str:
         (MODELS + "routes: {r: {rules: [{regex: '(', model: alpha}]}}\n", "not a regular expression"),
         (MODELS + "routes: {r: {rules: [{regex: '(?=x)', model: alpha}]}}\n", "no look-around"),
         (MODELS + "routes: {r: {rules: [{cel: 'a >', model: alpha}]}}\n", "not a CEL expression"),
+        (
+            MODELS + "routes: {r: {rules: [{cel: 'txt == \"a\"', model: alpha}]}}\n",
+            "no 'txt': a rule knows body, caller",
+        ),
         (MODELS + "routes: {r: {rules: [{model: alpha}]}}\n", "exactly one condition"),
         (MODELS + "routes: {r: {rules: [{keyword: x, regex: y, model: alpha}]}}\n", "exactly one condition"),
         (MODELS + "routes: {r: {rules: [{keyword: x}]}}\n", "exactly one of `model` and nested `rules`"),
