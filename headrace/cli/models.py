@@ -158,7 +158,8 @@ def explain(
     if found.get("weights"):
         say("  weights: " + ", ".join(f"{name}: {weight:g}" for name, weight in found["weights"].items()))
     for index, attempt in enumerate(found.get("plan") or []):
-        say(f"  {'first' if index == 0 else 'then'}: {short(attempt)}")
+        chosen = f"{attempt.get('model')} {attempt.get('version') or ''}".rstrip()
+        say(f"  {'first' if index == 0 else 'then'}: {chosen} ({attempt.get('why') or 'in turn'})")
     say(f"  at most {found.get('max_attempts')} attempts within {found.get('timeout_s'):g} s")
 
 
@@ -166,10 +167,12 @@ def feedback(
     request_id: Annotated[str, typer.Argument(help="The answer's request id (x-request-id)")],
     score: Annotated[float, typer.Argument(help="0 (wrong) to 1 (right)")],
     comment: Annotated[str | None, typer.Option()] = None,
+    model: Annotated[str | None, typer.Option(help="Who answered (x-headrace-model), for an old answer")] = None,
+    version: Annotated[str | None, typer.Option(help="Its version (x-headrace-version), for an old answer")] = None,
     json: Json = False,
 ) -> None:
     """Say how good an earlier answer was; releases take it into account."""
-    answer = shared(json=json).client().feedback(request_id, score, comment=comment)
+    answer = shared(json=json).client().feedback(request_id, score, comment=comment, model=model, version=version)
     if json:
         print_json(answer)
     elif answer.get("recorded"):

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 __all__ = ["add_to"]
 
 Workflow = Annotated[str, typer.Argument(help="A registered workflow, or a folder with a workflow.yaml")]
+Pairs = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="The run's input, as --input takes it")
+]
 RunId = Annotated[str, typer.Argument(help="The run's id")]
 Inputs = Annotated[
     list[str] | None, typer.Option("--input", "-i", help="key=value (repeatable), JSON, @file.json, or - for stdin")
@@ -49,8 +52,16 @@ def _start(client: Client, workflow: str, inputs: list[str] | None, files: list[
     return client.submit(workflow, value, files=upload_files(files or []) or None, **options)
 
 
+def _given(pairs: list[str] | None, inputs: list[str] | None) -> list[str]:
+    for pair in pairs or []:
+        if "=" not in pair:
+            raise InvalidInput(f"{pair!r}: write key=value for the run's input, or --input for JSON")
+    return [*(pairs or []), *(inputs or [])]
+
+
 def run(
     workflow: Workflow,
+    pairs: Pairs = None,
     inputs: Inputs = None,
     files: FilesGiven = None,
     timeout: Annotated[str | None, typer.Option(help="Stop waiting after this time (the run goes on): 10m")] = None,
@@ -64,7 +75,14 @@ def run(
     """Start a workflow and wait for its result. Exit code 0: it succeeded; 1: it failed or was cancelled."""
     client = shared(json=json).client()
     started = _start(
-        client, workflow, inputs, files, idempotency_key=key, priority=priority, seed=seed, webhook=webhook
+        client,
+        workflow,
+        _given(pairs, inputs),
+        files,
+        idempotency_key=key,
+        priority=priority,
+        seed=seed,
+        webhook=webhook,
     )
     note(f"run {started.id}")
     raise typer.Exit(_follow(client, started.id, timeout, quiet=quiet, json=json))
@@ -72,6 +90,7 @@ def run(
 
 def submit(
     workflow: Workflow,
+    pairs: Pairs = None,
     inputs: Inputs = None,
     files: FilesGiven = None,
     key: Key = None,
@@ -83,7 +102,14 @@ def submit(
     """Start a workflow and print the run's id. When it is printed, the run survives any crash."""
     client = shared(json=json).client()
     started = _start(
-        client, workflow, inputs, files, idempotency_key=key, priority=priority, seed=seed, webhook=webhook
+        client,
+        workflow,
+        _given(pairs, inputs),
+        files,
+        idempotency_key=key,
+        priority=priority,
+        seed=seed,
+        webhook=webhook,
     )
     if json:
         print_json(dict(started.raw))
@@ -250,7 +276,7 @@ def cancel(
     if json:
         print_json(dict(found.raw))
     else:
-        say(f"{run_id}: {found.state}")
+        say(f"{run_id}: {found.state}" + ("" if found.state == "CANCELLED" else " (it had ended before)"))
 
 
 def resume(

@@ -66,6 +66,16 @@ def test_run_waits_and_prints_the_result(capsys: Capture) -> None:
     assert script.sent[0].json() == {"input": {"n": 5, "name": "ada"}, "seed": 7}
 
 
+def test_a_runs_input_may_stand_after_the_workflow(capsys: Capture) -> None:
+    """`key=value` without `--input` is the run's input as well, and anything else there is refused with the way out."""
+    script = script_of(DONE)
+    assert call(capsys, script, "run", "w", "name=ada", "-i", "n=5", "--quiet")[0] == 0
+    assert script.sent[0].json() == {"input": {"name": "ada", "n": 5}}
+    code, _, err = call(capsys, script_of(DONE), "submit", "w", "ada")
+    assert code == 2
+    assert "write key=value" in err
+
+
 def test_a_failed_run_exits_with_1_and_says_why(capsys: Capture) -> None:
     """A failed run is exit code 1 with the step, its error, the place, and what to do next."""
     code, out, err = call(capsys, script_of(FAILED), "run", "w", "--quiet")
@@ -187,17 +197,27 @@ def test_infer_takes_the_models_only_input(capsys: Capture, tmp_path: Path) -> N
     assert script.sent[-1].body.endswith(b"\xff\xd8jpeg")
 
 
+def test_cancelling_what_has_ended_says_so(capsys: Capture) -> None:
+    """A run that had ended before stays as it is, and the answer tells it apart from one that was stopped."""
+    for state, shown in (("FAILED", "run-0-x: FAILED (it had ended before)\n"), ("CANCELLED", "run-0-x: CANCELLED\n")):
+        script = ScriptedTransport().on("POST", "/runs/run-0-x/cancel", reply({**RUN, "state": state}, status=202))
+        assert call(capsys, script, "cancel", "run-0-x")[:2] == (0, shown)
+
+
 def test_explain_prints_the_reasons(capsys: Capture) -> None:
     """`explain` prints model, rule and reasons in order."""
     found = {
         "asked": "support", "model": "finance_model", "version": "1.0.0", "rule": "support[0]:refund",
-        "why": ["the text contains 退款"], "weights": {}, "plan": [], "max_attempts": 2, "timeout_s": 60.0,
+        "why": ["the text contains 退款"], "weights": {},
+        "plan": [{"model": "finance_model", "version": "1.0.0", "app": "a", "why": "only version with weight"}],
+        "max_attempts": 2, "timeout_s": 60.0,
     }  # fmt: skip
     script = ScriptedTransport().on("POST", "/explain", reply(found))
     code, out, _ = call(capsys, script, "explain", "support", "我要退款")
     assert code == 0
     assert "support → finance_model 1.0.0" in out
     assert "the text contains 退款" in out
+    assert "first: finance_model 1.0.0 (only version with weight)" in out
     assert script.sent[0].json() == {"model": "support", "question": "我要退款"}
 
 
@@ -261,6 +281,15 @@ def test_a_first_version_is_recorded_as_promoted(capsys: Capture) -> None:
     assert code == 0
     assert "by hand" in out
     assert call(capsys, script, "release", "record", "m", "1.0.0")[0] == 2
+
+
+def test_feedback_on_an_old_answer_names_the_version(capsys: Capture) -> None:
+    """The control plane knows recent answers by id only; for older ones the caller says who answered."""
+    said = {"recorded": True, "model": "m", "version": "1.0.0"}
+    script = ScriptedTransport().on("POST", "/feedback", reply(said))
+    code, out, _ = call(capsys, script, "feedback", "id-1", "0.5", "--model", "m", "--version", "1.0.0")
+    assert (code, out) == (0, "recorded for m 1.0.0\n")
+    assert script.sent[0].json() == {"request_id": "id-1", "score": 0.5, "model": "m", "version": "1.0.0"}
 
 
 def test_validate_finds_what_a_router_would_refuse(capsys: Capture, tmp_path: Path) -> None:
