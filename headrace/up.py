@@ -56,7 +56,8 @@ def bring_up(loaded: Loaded, env: Mapping[str, str], *, quiet: bool = False) -> 
     request, warnings = deploy_request(loaded, env)
     state = local_dir(loaded)
     cluster, was_running = _start_ray(loaded, env, quiet=quiet)
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    # A filter and no level: Serve sets its logger's level itself, when it is imported.
+    logging.getLogger("ray.serve").addFilter(lambda record: record.levelno >= logging.WARNING)
     if cluster is not None:
         # `router.port: 0` takes a free port: the one that was chosen when the cluster started.
         port = urlsplit(cluster.http_url).port or config.router.port

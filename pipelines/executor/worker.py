@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 
 from cluster.config.environment import process_environment
@@ -27,6 +28,8 @@ def runner_of(settings: ExecutorSettings) -> ScriptRunner:
     known = _RUNNERS.get(id(settings))
     if known is None:
         wake_sleepers_on_interrupt()
+        # What a step logs is its own; Serve tells there about its client. It sets its level when it is imported.
+        logging.getLogger("ray.serve").addFilter(lambda record: record.levelno >= logging.WARNING)
         # The settings object is kept with its runner, so its id cannot be reused.
         known = _RUNNERS[id(settings)] = (
             settings,

@@ -116,8 +116,8 @@ def _missing(path: Sequence[str | int], depth: int, value: Any) -> str:
     if value is None:
         why = f"{parent} is null"
     elif isinstance(value, Mapping):
-        known = ", ".join(map(str, list(value)[:12])) or "nothing"
-        why = f"{parent} has no field {part!r} (it has: {known})"
+        known = f"it has: {', '.join(map(str, list(value)[:12]))}" if value else "it is empty"
+        why = f"{parent} has no field {part!r} ({known})"
     elif isinstance(value, list):
         why = f"{parent} is a list of {len(value)} and has no element {part!r}"
     else:

@@ -66,11 +66,18 @@ async def chat_completions(router: Router, exchange: Exchange) -> Reply | Stream
                 raise _invalid(f"messages[{index}] must be an object with a 'role'", "messages")
         count = _count(body)
         call = _call(exchange, body, {"messages": [messages] * count}, count)
-        if body.get("stream"):
+        if _streamed(body):
             return await _stream(router, exchange, body, call, count, _Chat())
     except HeadraceError as error:
         return error_reply(error, path=exchange.path, request_id=exchange.request_id)
     return await _whole(router, exchange, body, call, count, _Chat())
+
+
+def _streamed(body: Mapping[str, Any]) -> bool:
+    asked = body.get("stream")
+    if asked is not None and not isinstance(asked, bool):
+        raise _invalid("'stream' must be true or false", "stream")
+    return bool(asked)
 
 
 async def completions(router: Router, exchange: Exchange) -> Reply | StreamReply:
@@ -88,7 +95,7 @@ async def completions(router: Router, exchange: Exchange) -> Reply | StreamReply
         call = _call(exchange, body, {"prompt": texts}, len(texts))
         # A completion goes on from the prompt itself: no chat template, no system prompt.
         call.parameters = {**call.parameters, "raw": True}
-        if body.get("stream"):
+        if _streamed(body):
             return await _stream(router, exchange, body, call, len(texts), _Text())
     except HeadraceError as error:
         return error_reply(error, path=exchange.path, request_id=exchange.request_id)

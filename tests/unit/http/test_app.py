@@ -390,6 +390,7 @@ async def test_embeddings_float_and_base64(client: httpx.AsyncClient) -> None:
         ("chat/completions", {"model": "chat", "messages": []}, "messages"),
         ("chat/completions", {"model": "chat", "messages": ["x"]}, "messages"),
         ("chat/completions", {"model": "chat", "messages": [{"role": "user", "content": "x"}], "n": 0}, "n"),
+        ("completions", {"model": "chat", "prompt": "x", "stream": "yes"}, "stream"),
         ("chat/completions", {"model": "chat", "messages": [{"role": "user", "content": "x"}], "temperature": 9},
         "temperature"), ("chat/completions", {"model": "chat", "messages": [{"role": "user", "content": "x"}],
         "tools": [{}]}, "tools"), ("chat/completions", {"model": "chat", "messages": [{"role": "user", "content":

@@ -14,6 +14,7 @@ from pipelines.spec.values import TemplateError, ValueNeeded
 
 CONTEXT: dict[str, Any] = {
     "steps": {
+        "e": {"output": {}},
         "a": {"output": {"x": [1, 2, {"items": 5}], "s": "hi", "items": [9], "n": None}},
         "b": {"output": {"$blob": "q", "size": 1, "spilled": True}},
         "f": {"output": {"$blob": "file", "size": 1, "name": "cat.png"}},
@@ -61,6 +62,7 @@ def test_a_template_keeps_types_where_it_is_whole(template: Any, value: Any) -> 
 @pytest.mark.parametrize(
     ("template", "message"),
     [
+        ("{{ steps.e.output.x }}", "has no field 'x' (it is empty)"),
         ("{{ steps.a.output.titel }}", "has no field 'titel' (it has: x, s, items, n)"),
         ("{{ steps.a.output.x[9] }}", "is a list of 3 and has no element 9"),
         ("{{ steps.a.output.n.z }}", "steps.a.output.n is null"),
