@@ -119,8 +119,11 @@ def explain(model: str, request: Mapping[str, Any]) -> Call[dict[str, Any]]:
     return Call("POST", "/explain", as_object, kind, body, retry_safe=True)
 
 
-def feedback(request_id: str, score: float, *, comment: str | None) -> Call[Any]:
-    body, kind = json_body({"request_id": request_id, "score": score, **({"comment": comment} if comment else {})})
+def feedback(
+    request_id: str, score: float, *, comment: str | None, model: str | None = None, version: str | None = None
+) -> Call[Any]:
+    more = {key: value for key, value in (("comment", comment), ("model", model), ("version", version)) if value}
+    body, kind = json_body({"request_id": request_id, "score": score, **more})
     return Call("POST", "/feedback", as_json, kind, body, retry_safe=True)
 
 

@@ -142,8 +142,16 @@ class AsyncClient:
     async def explain(self, model: str, **request: Any) -> dict[str, Any]:
         return await self._do(api.explain(model, request))
 
-    async def feedback(self, request_id: str, score: float, *, comment: str | None = None) -> Any:
-        return await self._do(api.feedback(request_id, score, comment=comment))
+    async def feedback(
+        self,
+        request_id: str,
+        score: float,
+        *,
+        comment: str | None = None,
+        model: str | None = None,
+        version: str | None = None,
+    ) -> Any:
+        return await self._do(api.feedback(request_id, score, comment=comment, model=model, version=version))
 
     # ---- workflows and runs ----
 

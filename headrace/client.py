@@ -154,9 +154,18 @@ class Client:
         parameters, headers, version, sticky."""
         return self._do(api.explain(model, request))
 
-    def feedback(self, request_id: str, score: float, *, comment: str | None = None) -> Any:
-        """Say how good (0 to 1) an earlier answer was; `request_id` is in `answer.chosen.request_id`."""
-        return self._do(api.feedback(request_id, score, comment=comment))
+    def feedback(
+        self,
+        request_id: str,
+        score: float,
+        *,
+        comment: str | None = None,
+        model: str | None = None,
+        version: str | None = None,
+    ) -> Any:
+        """Say how good (0 to 1) an earlier answer was; `request_id` is in `answer.chosen.request_id`, and for an answer
+        that may be forgotten by now, `model` and `version` are there too."""
+        return self._do(api.feedback(request_id, score, comment=comment, model=model, version=version))
 
     # ---- workflows and runs ----
 
