@@ -96,8 +96,8 @@ def start_local(
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": f"{temp_dir}/m.sock",
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": f"{temp_dir}/haproxy",
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": f"{temp_dir}/haproxy/server-state",
-        # Ray ends idle workers beyond one per CPU after a second. Steps come in bursts and ask for small shares of a CPU,
-        # so that the next burst would wait for new processes, each of which costs a second of CPU to start.
+        # Ray ends idle workers beyond one per CPU after a second. Steps come in bursts and ask for small shares of a
+        # CPU, so that the next burst would wait for new processes, each of which costs a second of CPU to start.
         "RAY_idle_worker_killing_time_threshold_ms": "120000",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DEDUP_LOGS": "0",
