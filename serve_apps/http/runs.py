@@ -263,13 +263,25 @@ def build_router(
 
 
 _OCTETS = "application/octet-stream"
+
+
+def _whole(schema: Any, parts: Mapping[str, Any] | None = None) -> Any:
+    """A model's JSON Schema in one piece: a body that FastAPI does not know has no place for its parts."""
+    if isinstance(schema, list):
+        return [_whole(value, parts) for value in schema]
+    if not isinstance(schema, dict):
+        return schema
+    parts = schema.get("$defs", {}) if parts is None else parts
+    if "$ref" in schema:
+        return _whole(parts[schema["$ref"].rpartition("/")[2]], parts)
+    return {key: _whole(value, parts) for key, value in schema.items() if key != "$defs"}
+
+
 _SUBMIT_BODY = {
     "requestBody": {
         "required": False,
         "content": {
-            "application/json": {
-                "schema": RunSubmitBody.model_json_schema(ref_template="#/components/schemas/{model}")
-            },
+            "application/json": {"schema": _whole(RunSubmitBody.model_json_schema())},
             "multipart/form-data": {
                 "schema": {
                     "type": "object",

@@ -358,3 +358,8 @@ async def test_the_openapi_document_names_every_route(server: Server) -> None:
     content = document["paths"]["/workflows/{name}/runs"]["post"]["requestBody"]["content"]
     assert set(content) == {"application/json", "multipart/form-data"}
     assert "/runs/{run_id}/events" in document["paths"]
+    schemas = document["components"]["schemas"]
+    for part in orjson.dumps(document).decode().split('"$ref":"')[1:]:
+        assert part.split('"')[0].removeprefix("#/components/schemas/") in schemas
+    webhook = content["application/json"]["schema"]["properties"]["webhook"]
+    assert webhook["anyOf"][0]["required"] == ["url"]
