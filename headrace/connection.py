@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cluster.errors import InvalidConfig, Unavailable
 
-__all__ = ["Connection", "find_connection", "read_credentials", "write_credentials"]
+__all__ = ["Connection", "find_connection", "find_state", "read_credentials", "write_credentials"]
 
 FILE = "credentials.json"
 
@@ -75,14 +75,18 @@ def write_credentials(path: Path, *, url: str, api_key: str | None) -> None:
     write_secrets_file(path, {"url": url, **({"api_key": api_key} if api_key else {})})
 
 
-def _find_file(env: Mapping[str, str], environment: str, start: Path) -> Path | None:
+def find_state(
+    env: Mapping[str, str], *, environment: str | None = None, start: Path | None = None, file: str = ""
+) -> Path | None:
+    """The nearest `.headrace/<environment>`, where `headrace up` keeps a local cluster's files; with `file`: the
+    nearest that has it. Reads no configuration."""
+    name = environment or env.get("HEADRACE_ENV") or "dev"
     state = env.get("HEADRACE__CLUSTER__STATE_DIR")
-    if state:
-        path = Path(state).expanduser() / environment / FILE
-        return path if path.is_file() else None
-    here = start.resolve()
-    for folder in (here, *here.parents):
-        path = folder / ".headrace" / environment / FILE
-        if path.is_file():
-            return path
-    return None
+    here = (start or Path.cwd()).resolve()
+    places = [Path(state).expanduser()] if state else [folder / ".headrace" for folder in (here, *here.parents)]
+    return next((place / name for place in places if (place / name / file).exists()), None)
+
+
+def _find_file(env: Mapping[str, str], environment: str, start: Path) -> Path | None:
+    found = find_state(env, environment=environment, start=start, file=FILE)
+    return None if found is None else found / FILE

@@ -21,7 +21,7 @@ from headrace.deployment import deploy_request
 from headrace.progress import step
 from headrace.transports import HttpTransport
 
-__all__ = ["Up", "bring_down", "bring_up", "local_dir"]
+__all__ = ["Up", "bring_down", "bring_up", "local_dir", "stop"]
 
 OPERATOR = "operator"
 
@@ -167,6 +167,11 @@ def _wait_for_router(client: Client, timeout_s: float = 60.0) -> None:
 
 def bring_down(loaded: Loaded) -> bool:
     """Stop the local cluster; True if one ran. Runs, models and keys stay in the bucket for the next `up`."""
+    return stop(local_dir(loaded))
+
+
+def stop(folder: Path) -> bool:
+    """The same for the cluster whose files are in `folder` (`local_dir`), without its configuration."""
     from cluster.ray_runtime import stop_local
 
-    return stop_local(local_dir(loaded))
+    return stop_local(folder)

@@ -67,17 +67,27 @@ def up(
 
 def down(json: Json = False) -> None:
     """Stop the local cluster. Runs, models and keys stay in the bucket: `up` goes on with them."""
-    from headrace.up import bring_down
+    from headrace.connection import find_state
+    from headrace.up import local_dir, stop
 
     state = shared(json=json)
-    loaded = state.load(unset="keep")
-    stopped = bring_down(loaded)
+    try:
+        loaded = state.load(unset="keep")
+        folder, bucket = local_dir(loaded), loaded.config.storage.url
+    except HeadraceError as error:
+        # A mistake in a file must not keep a cluster alive: where it runs is known without the configuration.
+        found = find_state(state.env, environment=state.environment, file="cluster.json")
+        if found is None:
+            raise
+        note(f"note: the configuration cannot be read, but is not needed for this: {error.message.splitlines()[0]}")
+        folder, bucket = found, "its bucket"
+    name, stopped = folder.name, stop(folder)
     if json:
         print_json({"stopped": stopped})
     elif stopped:
-        say(f"{loaded.config.environment} is down; what it knows is in {loaded.config.storage.url}")
+        say(f"{name} is down; what it knows is in {bucket}")
     else:
-        say(f"no local {loaded.config.environment} cluster was running")
+        say(f"no local {name} cluster was running")
 
 
 def status(json: Json = False) -> None:

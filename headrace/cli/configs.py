@@ -57,20 +57,21 @@ def validate(
 
 
 def _check_paths(state: Shared, paths: list[Path]) -> tuple[list[Problem], list[str], list[str]]:
-    from pipelines.spec.load import known_of, load_workflow
+    from pipelines.spec.load import WORKFLOW_FILE, known_of, load_folders, workflow_names
 
+    folders = [path.parent if path.is_file() else path for path in paths]
     try:
-        known = known_of(state.load(unset="keep").config)
+        loaded = state.load(unset="keep")
+        beside = (loaded.directory / loaded.config.workflows.dir).glob(f"*/{WORKFLOW_FILE}")
+        known = known_of(loaded.config, workflow_names([*folders, *(file.parent for file in beside)]))
         hints: list[str] = []
     except HeadraceError as error:
         known, hints = known_of(None), [f"models and queues were not checked: {error.message.splitlines()[0]}"]
     problems: list[Problem] = []
-    for path in paths:
-        folder = path.parent if path.is_file() else path
-        try:
-            load_workflow(folder, known=known)
-        except InvalidConfig as error:
-            problems += _problems(error)
+    try:
+        load_folders(folders, known=known)
+    except InvalidConfig as error:
+        problems += _problems(error)
     return problems, [str(path) for path in paths], hints
 
 
@@ -218,7 +219,8 @@ def deploy(
     else:
         for item in view["items"]:
             if item.get("kind") not in ("start", "redeploy"):
-                say(f"{item['kind']} {item.get('model') or ''} {item.get('version') or ''}: {item.get('why') or ''}")
+                what = " ".join(str(item[part]) for part in ("kind", "model", "version") if item.get(part))
+                say(f"{what}: {item.get('why') or ''}")
         say(f"deployment {view['id']}: {view['state']}" + ("" if view["items"] else " (nothing had to change)"))
         if registered:
             say(f"workflows: {', '.join(str(item.get('name')) for item in registered)}")

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import secrets
+from collections.abc import Mapping
 from typing import Any
 
 from cluster.clock import SystemClock, SystemIds
@@ -13,6 +14,7 @@ from cluster.config.loader import process_environment
 from cluster.config.models import SecretRef
 from cluster.config.secrets import Secrets
 from cluster.config.wire import from_wire
+from cluster.errors import Conflict
 from cluster.log import DurableLog
 from cluster.storage import open_bucket
 from cluster.storage.probe import check_bucket
@@ -22,11 +24,21 @@ from serve_apps.control.metrics import MetricsExporter
 from serve_apps.control.service import ControlPlane
 from serve_apps.table import RoutingTable
 
-__all__ = ["LOG_PREFIX", "ControlActor"]
+__all__ = ["LOG_PREFIX", "ControlActor", "check_same_bucket"]
 
 LOG_PREFIX = "control"
 _METRICS_EVERY_S = 5.0
 _log = logging.getLogger(__name__)
+
+
+def check_same_bucket(running: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raises `Conflict` when a configuration names another bucket than the one that the cluster works on."""
+    old, new = (str((wire.get("storage") or {}).get("url")) for wire in (running, wanted))
+    if old != new:
+        raise Conflict(
+            f"this cluster works on {old}, the configuration says {new}: `headrace down` first, since models, keys and "
+            "runs stay in their bucket"
+        )
 
 
 class ControlActor:
@@ -111,6 +123,8 @@ class ControlActor:
         return os.getpid()
 
     async def adopt(self, wire: dict[str, Any]) -> None:
+        """Take over an environment's settings. Raises `Conflict` for another bucket."""
+        check_same_bucket(self._wire, wire)
         self._wire = wire
         await (await self._ready()).adopt(wire)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cluster.errors import Conflict, Fenced, Forbidden, InvalidConfig, InvalidInput, NotFound
+from serve_apps.control.actor import check_same_bucket
 from serve_apps.control.ports import AppStatus
 from serve_apps.control.service import ControlPlane
 
@@ -289,3 +290,11 @@ async def test_keys_are_shown_once_and_revoked(world: World, plane: ControlPlane
     assert (listed[0]["name"], listed[0]["role"], listed[0]["expired"]) == ("ci", "operate", False)
     await plane.call("keys_revoke", {"name": "ci"})
     assert plane.table().keys == {}
+
+
+def test_a_running_cluster_takes_no_other_bucket() -> None:
+    """A configuration with another bucket is refused: half of the cluster would work on it, and half on the old one."""
+    running = {"storage": {"url": "file:///a"}, "router": {"port": 1}}
+    check_same_bucket(running, {"storage": {"url": "file:///a"}, "router": {"port": 2}})
+    with pytest.raises(Conflict, match="works on file:///a, the configuration says file:///b: `headrace down` first"):
+        check_same_bucket(running, {"storage": {"url": "file:///b"}})

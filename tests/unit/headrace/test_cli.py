@@ -329,6 +329,20 @@ def test_validate_one_workflow_folder(capsys: Capture) -> None:
     assert str(folder) in out
 
 
+def test_validate_folders_together(capsys: Capture, tmp_path: Path) -> None:
+    """Folders given as arguments may nest each other, but not in a circle, and nothing that does not exist."""
+    for name, child in (("first", "second"), ("second", "first"), ("third", "frist")):
+        (tmp_path / name).mkdir()
+        text = f"workflow: {{name: {name}, steps: [{{id: a, type: workflow, workflow: {child}}}]}}\n"
+        (tmp_path / name / "workflow.yaml").write_text(text)
+    folders = [str(tmp_path / name) for name in ("first", "second", "third")]
+    code, _, err = call(capsys, None, *CONFIGS, "validate", *folders)
+    assert code == 2
+    assert "first → second → first" in err
+    assert "there is no workflow 'frist'" in err
+    assert "did you mean 'first'?" in err
+
+
 def test_deploy_sends_the_configuration_and_follows(capsys: Capture, tmp_path: Path) -> None:
     """`deploy` sends the wire form, shows each host until it is ready, and exits with 1 when one failed."""
     configs = tmp_path / "configs"
@@ -401,3 +415,23 @@ def test_help_imports_neither_ray_nor_an_http_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_down_works_with_a_broken_configuration(
+    capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mistake in a file does not keep the cluster from being stopped; where none runs it is told."""
+    configs = tmp_path / "configs"
+    configs.mkdir()
+    (configs / "base.yaml").write_text("storage: {url: memory://}\n")
+    (configs / "dev.yaml").write_text("environment: dev\nmodles: {}\n")
+    monkeypatch.chdir(tmp_path)
+    code, _, err = call(capsys, None, "down")
+    assert code == 2
+    assert "modles" in err
+    state = tmp_path / ".headrace" / "dev"
+    state.mkdir(parents=True)
+    (state / "cluster.json").write_text("{}")
+    code, out, err = call(capsys, None, "down")
+    assert (code, out) == (0, "no local dev cluster was running\n")
+    assert "not needed for this" in err
