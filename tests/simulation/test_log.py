@@ -22,6 +22,7 @@ def play(seeds: range) -> list[LogHistory]:
     return played
 
 
+@pytest.mark.timeout(1200)  # over a thousand histories, on a machine of any speed
 def test_acknowledged_records_survive() -> None:
     """With crashes, zombies, 503s and lost answers, every later owner finds what earlier ones were told is durable."""
     played = play(range(HISTORIES))
