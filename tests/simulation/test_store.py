@@ -23,7 +23,6 @@ def play(seeds: range) -> Counter[str]:
     return counts
 
 
-@pytest.mark.timeout(1800)
 @pytest.mark.timeout(1200)  # over a thousand histories, on a machine of any speed
 def test_every_acknowledged_run_ends_and_nothing_is_committed_twice() -> None:
     """Crashes, zombies, 503s and lost answers under clients that submit, cancel, resume and look."""
