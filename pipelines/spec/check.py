@@ -15,7 +15,7 @@ from cluster.config.source import Mark
 from pipelines.spec import graph
 from pipelines.spec.models import StepSpec, WorkflowSpec
 
-__all__ = ["Known", "check_workflow", "nesting_problems"]
+__all__ = ["Known", "check_workflow", "child_input_problems", "nesting_problems"]
 
 Place = tuple[Mark, tuple[str, ...]]
 Locate = Callable[..., Place]
@@ -232,3 +232,39 @@ def nesting_problems(specs: Mapping[str, WorkflowSpec], locate: Locate, *, max_d
                 )
             )
     return problems
+
+
+def child_input_problems(specs: Mapping[str, WorkflowSpec], locate: Locate) -> list[Problem]:
+    """Mappings that steps give to nested workflows, against the inputs that those declare. Values of templates are
+    known only when they run."""
+    problems: list[Problem] = []
+
+    def say(name: str, path: Path, message: str, suggestion: str | None = None) -> None:
+        mark, real = locate(name, *path)
+        problems.append(Problem(mark.file, mark.line, ".".join(real), message, suggestion))
+
+    for name, spec in specs.items():
+        for index, step in enumerate(spec.steps):
+            child = specs.get(step.workflow or "")
+            if child is None or child.inputs is None or not isinstance(step.input, Mapping):
+                continue
+            here: Path = ("steps", index, "input")
+            for key, value in step.input.items():
+                declared = child.inputs.get(key)
+                if declared is None:
+                    hint = closest(key, child.inputs) or f"it takes: {', '.join(child.inputs) or 'nothing'}"
+                    say(name, (*here, key), f"workflow {step.workflow!r} has no input {key!r}", hint)
+                elif not _may_be(declared.type, value):
+                    say(name, (*here, key), f"the input {key!r} of workflow {step.workflow!r} is a {declared.type}")
+            for key, declared in child.inputs.items():
+                if declared.required and key not in step.input:
+                    say(name, here, f"workflow {step.workflow!r} needs the input {key!r} ({declared.type})")
+    return problems
+
+
+def _may_be(kind: str, value: Any) -> bool:
+    """Whether a value as written can become one of this declared type; a text with a template can become anything."""
+    wanted = _JSON_TYPES.get(kind)
+    if wanted is None or value is None or (isinstance(value, str) and ("{{" in value or "{%" in value)):
+        return True
+    return isinstance(value, wanted) and (kind == "boolean" or not isinstance(value, bool))

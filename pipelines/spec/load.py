@@ -5,7 +5,7 @@ Decides nothing about running; `pipelines.spec.check` holds the rules.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from cluster.config.source import Mark, Tree, locate, parse_yaml, plain
 from cluster.config.typing_problems import problems_of
 from cluster.errors import InvalidConfig, NotFound
 from pipelines.executor.bundles import digest_of, pack_folder
-from pipelines.spec.check import Known, check_workflow, nesting_problems
+from pipelines.spec.check import Known, check_workflow, child_input_problems, nesting_problems
 from pipelines.spec.models import WorkflowSpec
 
 __all__ = [
@@ -25,9 +25,11 @@ __all__ = [
     "WorkflowFile",
     "bundle",
     "known_of",
+    "load_folders",
     "load_workflow",
     "load_workflows",
     "parse_workflow",
+    "workflow_names",
 ]
 
 WORKFLOW_FILE = "workflow.yaml"
@@ -102,11 +104,20 @@ def load_workflows(directory: Path, *, config: Config | None = None) -> dict[str
 
     Raises one InvalidConfig with the problems of all of them.
     """
-    if not directory.is_dir():
-        return {}
     folders = sorted(path.parent for path in directory.glob(f"*/{WORKFLOW_FILE}"))
-    names = {_name_in(folder / WORKFLOW_FILE) for folder in folders}
-    known = known_of(config, frozenset(name for name in names if name))
+    return load_folders(folders, known=known_of(config, workflow_names(folders)))
+
+
+def workflow_names(folders: Iterable[Path]) -> frozenset[str]:
+    """The names of the workflows in these folders, whether or not they are right otherwise."""
+    return frozenset(name for folder in folders if (name := _name_in(folder / WORKFLOW_FILE)))
+
+
+def load_folders(folders: Iterable[Path], *, known: Known) -> dict[str, WorkflowFile]:
+    """The workflows in these folders by name, checked together (nesting, inputs of nested ones, doubles).
+
+    Raises NotFound, or one InvalidConfig with the problems of all of them.
+    """
     found: dict[str, WorkflowFile] = {}
     problems: list[Problem] = []
     for folder in folders:
@@ -130,6 +141,10 @@ def load_workflows(directory: Path, *, config: Config | None = None) -> dict[str
         {name: loaded.spec for name, loaded in found.items()},
         lambda name, *path: locate(found[name].tree, ("workflow", *path)),
         max_depth=known.max_nesting,
+    )
+    problems += child_input_problems(
+        {name: loaded.spec for name, loaded in found.items()},
+        lambda name, *path: locate(found[name].tree, ("workflow", *path)),
     )
     raise_for(problems)
     return found

@@ -187,6 +187,24 @@ def test_workflows_that_contain_each_other(tmp_path: Path) -> None:
         load_workflows(tmp_path)
 
 
+def test_the_input_of_a_nested_workflow_is_checked_as_far_as_it_is_written(tmp_path: Path) -> None:
+    """Missing, unknown and wrongly typed inputs are found before a run; what templates give is left to the run."""
+    folder(
+        tmp_path / "child", "workflow:\n  name: child\n  inputs: {size: number}\n  steps: [{id: a, type: approval}]\n"
+    )
+    lines = ["workflow:", "  name: parent", "  steps:"]
+    for name, given in (("a", "{sise: 1}"), ("b", "{size: wide}"), ("c", "{size: '{{input.size}}'}")):
+        lines.append(f"    - {{id: {name}, type: workflow, workflow: child, input: {given}}}")
+    folder(tmp_path / "parent", "\n".join(lines) + "\n")
+    with pytest.raises(InvalidConfig) as caught:
+        load_workflows(tmp_path)
+    found = str(caught.value)
+    assert "workflow.yaml:4: workflow.steps.0.input: workflow 'child' needs the input 'size' (number)" in found
+    assert "workflow 'child' has no input 'sise' (did you mean 'size'?)" in found
+    assert "workflow.yaml:5: workflow.steps.1.input.size: the input 'size' of workflow 'child' is a number" in found
+    assert "steps.2" not in found
+
+
 def test_nesting_deeper_than_the_limit(tmp_path: Path) -> None:
     """Workflows nested deeper than limits.max_nesting are refused."""
     for name, child in (("a", "b"), ("b", "c"), ("c", "")):
