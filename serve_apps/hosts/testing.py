@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from cluster.config.models import Signature, TensorSpec
+from cluster.errors import ModelError
+from serve_apps.providers.load import import_class
 from serve_apps.providers.model import Answer, Emit, Item
 
-__all__ = ["Echo", "Letters"]
+__all__ = ["Echo", "Faulty", "Letters"]
 
 
 class Echo:
@@ -51,6 +53,28 @@ class Echo:
     def stream(self, item: Item) -> Iterator[str]:
         for word in (self._prefix + item["text"]).split(" "):
             yield word + " "
+
+
+class Faulty:
+    """A real model (`model`: module:Class) made worse: every `fail_every`-th item raises, each call takes `delay_s`
+    longer. To prove that a release notices."""
+
+    def __init__(self, model: str, fail_every: int = 0, delay_s: float = 0.0):
+        self._inner: Any = import_class(model)()
+        self.signature = self._inner.signature
+        self._fail_every = fail_every
+        self._delay_s = delay_s
+        self._items = 0
+
+    def predict(self, items: list[Item]) -> list[Any]:
+        if self._delay_s:
+            time.sleep(self._delay_s)
+        answers = list(self._inner.predict(items))
+        for index in range(len(items)):
+            self._items += 1
+            if self._fail_every and self._items % self._fail_every == 0:
+                answers[index] = ModelError("told to fail")
+        return answers
 
 
 class Letters:
