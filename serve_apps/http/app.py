@@ -12,6 +12,7 @@ from fastapi.responses import StreamingResponse
 from serve_apps.http import oip, openai
 from serve_apps.http import schemas as s
 from serve_apps.http.deps import Caller, require
+from serve_apps.http.docs_page import add_docs
 from serve_apps.http.exchange import Exchange, Reply, StreamReply
 from serve_apps.http.explain import ExplainBody, ExplainResponse, explain
 from serve_apps.http.gate import Gate, Lane
@@ -39,10 +40,11 @@ def build_app(
 
     `id_header` and `watch`: see `Gate`; Ray Serve does both itself.
     """
-    app = FastAPI(title="headrace", version=_version(), description=_DESCRIPTION, redoc_url=None)
+    app = FastAPI(title="headrace", version=_version(), description=_DESCRIPTION, docs_url=None, redoc_url=None)
     app.state.router = router
     app.state.table = lambda: router.table
     install_problem_handlers(app)
+    add_docs(app)
     app.include_router(_oip_routes(router))
     app.include_router(_openai_routes(router))
     app.include_router(_own_routes(router))

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException
 
-from cluster.errors import HeadraceError, InvalidInput, NotFound, TooLarge
+from cluster.errors import HeadraceError, InvalidInput, NotFound, StorageError, StorageUnavailable, TooLarge
 from serve_apps.http.deps import Caller, require, require_role
 from serve_apps.http.runs_gateway import RunsGateway
 
@@ -480,7 +480,13 @@ async def _upload(blobs: BlobPort, file: UploadFile, *, limit: int) -> dict[str,
         while chunk := await file.read(CHUNK):
             yield chunk
 
-    return await blobs.put_stream(chunks(), media_type=file.content_type or _OCTETS, name=file.filename or "file")
+    try:
+        return await blobs.put_stream(chunks(), media_type=file.content_type or _OCTETS, name=file.filename or "file")
+    except StorageUnavailable:
+        raise
+    except StorageError as error:
+        # A full disk, like a bucket that is away, is a reason to come again.
+        raise StorageUnavailable(error.message, details=error.details, retry_after_s=5) from error
 
 
 def _form_json(name: str, value: str) -> Any:

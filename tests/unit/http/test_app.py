@@ -468,3 +468,13 @@ async def test_error_answers_say_what_was_chosen(client: httpx.AsyncClient, surf
     assert answer.status_code == 503
     assert answer.headers["x-headrace-model"] == "numbers"
     assert answer.headers["x-headrace-attempts"] == "2"
+
+
+async def test_the_docs_page_lists_every_path_without_the_network(client: httpx.AsyncClient) -> None:
+    """`/docs` needs no key, and names the paths in its own text, for browsers that cannot fetch Swagger UI."""
+    page = await client.get("/docs", headers={"authorization": ""})
+    assert page.status_code == 200
+    place = page.text.index('<div id="swagger-ui"><h1>')
+    for path in ("/v2/models/{model}/infer", "/v1/chat/completions", "/explain"):
+        assert f"<code>{path}</code>" in page.text[place:]
+    assert "swagger-ui-bundle" in page.text

@@ -11,7 +11,7 @@ import orjson
 import pytest
 from fastapi import FastAPI
 
-from cluster.errors import HeadraceError, Unavailable
+from cluster.errors import HeadraceError, StorageError, Unavailable
 from cluster.storage.testing import MemoryBucket
 from pipelines.executor.port import Outcome
 from pipelines.executor.testing import FakeExecutor
@@ -186,6 +186,18 @@ async def test_a_file_over_the_limit_is_refused(server: Server) -> None:
     answer = await server.post("/workflows/two/runs", files={"f": ("big.bin", bytes(200_000))})
     assert answer.status_code == 413
     assert "big.bin" in answer.json()["detail"]
+
+
+async def test_an_upload_to_a_full_disk_may_be_tried_again(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bucket without space answers 503 with Retry-After, and says what is missing."""
+
+    async def full(*_: Any, **__: Any) -> Any:
+        raise StorageError("no space left")
+
+    monkeypatch.setattr(StoredBlobs, "put_stream", full)
+    answer = await server.post("/workflows/two/runs", files={"f": ("a.bin", b"x")})
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+    assert "no space left" in answer.json()["detail"]
 
 
 def events_of(text: str) -> list[tuple[int, str, Any]]:
