@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from cluster.config.models import StorageConfig
@@ -25,8 +26,9 @@ def storage_of(shared: Shared, url: str | None) -> StorageConfig:
     return configured if url is None else configured.model_copy(update={"url": url})
 
 
-def verify_storage(shared: Shared, url: str | None) -> dict[str, Any]:
-    """The report as JSON: `{url, ok, counts, violations, …}`. Raises what opening it raises."""
+def verify_storage(shared: Shared, url: str | None, *, acknowledged: Iterable[str] = ()) -> dict[str, Any]:
+    """The report as JSON: `{url, ok, counts, violations, …}`. `acknowledged` are ids of runs that must be there: the
+    end of a log that is gone shows in nothing else. Raises what opening the bucket raises."""
     from cluster.config.secrets import Secrets
     from cluster.storage import open_bucket
     from pipelines.verify.reading import verify_bucket
@@ -36,7 +38,7 @@ def verify_storage(shared: Shared, url: str | None) -> dict[str, Any]:
     async def check() -> dict[str, Any]:
         bucket = open_bucket(storage, resolve_secret=Secrets.open(shared.env).value)
         try:
-            report = await verify_bucket(bucket)
+            report = await verify_bucket(bucket, acknowledged=acknowledged)
         finally:
             await bucket.close()
         return {**report.to_dict(), "url": storage.url, "lines": report.lines()}

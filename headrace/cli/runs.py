@@ -389,12 +389,19 @@ def verify(
     url: Annotated[
         str | None, typer.Argument(help="file:///… or s3://bucket/prefix; default: the environment's bucket")
     ] = None,
+    acknowledged: Annotated[
+        Path | None, typer.Option("--acknowledged", help="A file of run ids, one a line, that must be there")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Read a bucket's logs and check that nothing was lost, doubled or started out of turn. Needs no cluster."""
     from headrace.verifying import verify_storage
 
-    report = verify_storage(shared(json=json), url)
+    try:
+        ids = acknowledged.read_text(encoding="utf-8").split() if acknowledged is not None else []
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"--acknowledged {acknowledged}: {error}") from error
+    report = verify_storage(shared(json=json), url, acknowledged=ids)
     lines = report.pop("lines")
     if json:
         print_json(report)

@@ -343,6 +343,21 @@ def test_validate_folders_together(capsys: Capture, tmp_path: Path) -> None:
     assert "did you mean 'first'?" in err
 
 
+def test_verify_looks_for_the_runs_that_were_acknowledged(capsys: Capture, tmp_path: Path) -> None:
+    """`--acknowledged FILE` names runs that must be in the bucket; one that is nowhere is told by its id."""
+    bucket = ROOT / "tests" / "golden" / "bucket-v1"
+    ids = tmp_path / "ids.txt"
+    ids.write_text((bucket / "acknowledged.txt").read_text())
+    assert call(capsys, None, "verify", f"file://{bucket}", "--acknowledged", str(ids))[0] == 0
+    ids.write_text("run-0-lost\n")
+    code, out, _ = call(capsys, None, "verify", f"file://{bucket}", "--acknowledged", str(ids))
+    assert code == 1
+    assert "run-0-lost is nowhere" in out
+    code, _, err = call(capsys, None, "verify", f"file://{bucket}", "--acknowledged", str(tmp_path / "none"))
+    assert code == 2
+    assert "--acknowledged" in err
+
+
 def test_deploy_sends_the_configuration_and_follows(capsys: Capture, tmp_path: Path) -> None:
     """`deploy` sends the wire form, shows each host until it is ready, and exits with 1 when one failed."""
     configs = tmp_path / "configs"
