@@ -55,8 +55,8 @@ class ModelClient:
         """The answers in order, each with `{model, version, rule, attempts, why}`.
 
         `sticky` (a run id, or one per request) keeps all requests with it on one version; `pinned` insists on one.
-        Errors of single requests are in their results. Raises Unavailable when the router cannot be reached; then nothing is known of
-        any request.
+        Errors of single requests are in their results. Raises Unavailable when the router cannot be reached; then
+        nothing is known of any request.
         """
         from ray.exceptions import RayActorError, RayTaskError
         from ray.serve.exceptions import RayServeException

@@ -18,7 +18,9 @@ def photo_of(value: Any) -> Any:
         for file in item if isinstance(item, list) else [item]:
             if hasattr(file, "read_bytes") or (isinstance(file, Mapping) and "$blob" in file):
                 return file
-    raise ValueError("the run has no file: upload one, for example `headrace run image_processing --file photo=cat.jpg`")
+    raise ValueError(
+        "the run has no file: upload one, for example `headrace run image_processing --file photo=cat.jpg`"
+    )
 
 
 def thumbnail_of(photo: Any) -> bytes:
