@@ -24,7 +24,13 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalClust
     """A running cluster with Serve's fast flags, this process connected to it as a driver."""
     state_dir = tmp_path_factory.mktemp("cluster")
     cluster = start_local(
-        state_dir=state_dir, num_cpus=16, object_store_mb=256, http_port=0, python_path=(str(REPOSITORY),)
+        state_dir=state_dir,
+        num_cpus=16,
+        object_store_mb=256,
+        http_port=0,
+        python_path=(str(REPOSITORY),),
+        # Serve lets a deleted application linger for 30 s; here dozens come and go one after another.
+        env={"RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2"},
     )
     try:
         with warnings.catch_warnings():
