@@ -75,10 +75,9 @@ def start_local(
         http_port = _free_ports(1)[0]
     else:
         _refuse_taken_port(http_host, http_port)
-    gcs, dashboard, client, metrics, stats, fallback, ingress = _free_ports(7)
+    gcs, dashboard, agent, client, metrics, stats, fallback, ingress = _free_ports(8)
     mark = secrets.token_hex(8)
-    # Ray puts Unix sockets below this folder, and their paths are limited to 107 bytes: a short one is needed.
-    temp_dir = tempfile.mkdtemp(prefix="headrace-")
+    temp_dir = _short_temp_dir()
     token_path = _token_path()
     variables = {
         **os.environ,
@@ -115,6 +114,8 @@ def start_local(
         f"--port={gcs}",
         "--dashboard-host=127.0.0.1",
         f"--dashboard-port={dashboard}",
+        # Jobs are taken by the agent; on its fixed default port only one cluster of a machine would take any.
+        f"--dashboard-agent-listen-port={agent}",
         f"--ray-client-server-port={client}",
         f"--temp-dir={temp_dir}",
         f"--object-store-memory={object_store_mb * 1024 * 1024}",
@@ -187,6 +188,15 @@ def connect(cluster: LocalCluster | None = None, *, address: str | None = None, 
             raise Unavailable(
                 f"no Ray cluster answers at {address or 'auto'}: {error}; start one: headrace up"
             ) from None
+
+
+def _short_temp_dir() -> str:
+    """A new folder for Ray's session with a short path.
+
+    Unix sockets lie below it, in a folder with a name of 56 characters, and HAProxy takes paths of 97 bytes at most.
+    """
+    root = tempfile.gettempdir()
+    return tempfile.mkdtemp(prefix="headrace-", dir=root if len(root) <= 15 else "/tmp")
 
 
 def _spawn(command: list[str], variables: Mapping[str, str], log_path: Path) -> int:
