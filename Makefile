@@ -19,7 +19,7 @@ $(READY): pyproject.toml constraints.txt models.txt
 demo: $(READY) ## the main job on real photos, models and a local cluster
 	@$(BIN)/python -m headrace.demo
 
-test: $(READY) ## all tests (about 10 minutes on 2 cores)
+test: $(READY) ## all tests but the soak tests
 	@$(BIN)/python -m pytest
 
 lint: $(READY) ## style, types and import layers
