@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from cluster.clock import Clock
@@ -23,6 +21,7 @@ from cluster.errors import (
 )
 from serve_apps.batching import BatchAnswer, Batcher, BatchPolicy
 from serve_apps.hosts.answers import as_answer, result_of
+from serve_apps.hosts.calling import ModelCaller, Work, nothing_sent
 from serve_apps.hosts.figures import Counts, HostMetrics, NoMetrics, resident_bytes
 from serve_apps.protocol import InferRequest, InferResult, StreamChunk
 from serve_apps.providers.load import class_signature
@@ -32,16 +31,6 @@ __all__ = ["Host"]
 
 _STUCK_FACTOR = 10
 """A batch that runs this many times `timeout_s` means that the model hangs: the host reports itself unhealthy."""
-
-
-@dataclass(slots=True, eq=False)
-class _Work:
-    """One item on its way through the batcher. `chunks` is set for a streamed one; `sent` once text has left."""
-
-    item: dict[str, Any]
-    chunks: asyncio.Queue[str] | None = None
-    gone: bool = False
-    sent: bool = False
 
 
 class Host:
@@ -73,18 +62,16 @@ class Host:
         self._metrics = metrics or NoMetrics()
         self._model: Any = None
         self._signature: Signature | None = signature
-        self._batcher: Batcher[_Work, Any] | None = None
-        self._pool: ThreadPoolExecutor | None = None
+        self._batcher: Batcher[Work, Any] | None = None
+        self._caller: ModelCaller | None = None
         self._counts = Counts()
         self._loaded_s = 0.0
-        self._loop: asyncio.AbstractEventLoop | None = None
 
     # ---- life ----
 
     async def start(self) -> None:
         """Load in a thread (so that health checks go on), check the class, warm up. Raises `HeadraceError`."""
         began = self._clock.monotonic()
-        self._loop = asyncio.get_running_loop()
         try:
             self._model = await asyncio.to_thread(self._load)
         except HeadraceError:
@@ -98,24 +85,32 @@ class Host:
                 f"{self._label}: an input cannot be called 'parameters' (requests carry those beside it)"
             )
         batching = self._config.batching
-        parallelism = int(getattr(self._model, "parallelism", 1))
-        self._pool = ThreadPoolExecutor(max_workers=parallelism, thread_name_prefix="model")
+        self._caller = caller = ModelCaller(self._model)
         policy = BatchPolicy(
             max_batch_size=batching.max_batch_size,
             max_queue_delay_s=batching.max_queue_delay_ms / 1000,
             priority_levels=batching.priority_levels,
             queue=batching.queue,
-            parallelism=parallelism,
+            parallelism=caller.parallelism,
         )
-        await self._warm_up()
-        self._batcher = Batcher(self._run, policy, clock=self._clock, may_retry=_nothing_sent)
+        await self._warm_up(caller)
+
+        async def run(works: list[Work]) -> Sequence[Any]:
+            run_began = self._clock.monotonic()
+            try:
+                return await caller.predict(works)
+            finally:
+                self._counts.ran(len(works))
+                self._metrics.batch(size=len(works), seconds=self._clock.monotonic() - run_began)
+
+        self._batcher = Batcher(run, policy, clock=self._clock, may_retry=nothing_sent)
         self._loaded_s = self._clock.monotonic() - began
 
     @property
     def _label(self) -> str:
         return f"{self._name} {self._version}"
 
-    async def _warm_up(self) -> None:
+    async def _warm_up(self, caller: ModelCaller) -> None:
         """Run the configured (or the model's own) warm-up items once alone and once together; an error stops the start.
 
         What a first call pays (kernels chosen, memory taken, connections made) is paid before anyone waits.
@@ -133,7 +128,7 @@ class Host:
         size = min(self._config.batching.max_batch_size, 8)
         for batch in ([items[0]], (items * size)[: max(size, len(items))]):
             try:
-                answers = await self._call([_Work(dict(item)) for item in batch])
+                answers = await caller.predict([Work(dict(item)) for item in batch])
             except Exception as error:
                 raise ModelError(f"{self._label}: the warm-up failed: {type(error).__name__}: {error}") from error
             for answer in answers:
@@ -144,15 +139,8 @@ class Host:
         """Answer what was accepted, refuse the rest, give the model its `close()`."""
         if self._batcher is not None:
             await self._batcher.drain(timeout_s)
-        for name in ("aclose", "close"):
-            method = getattr(self._model, name, None)
-            if callable(method):
-                result = method()
-                if inspect.isawaitable(result):
-                    await result
-                break
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+        if self._caller is not None:
+            await self._caller.close()
 
     # ---- serving ----
 
@@ -179,7 +167,7 @@ class Host:
         return result
 
     async def _answer_or_raise(self, request: InferRequest) -> InferResult:
-        batcher = self._ready()
+        _, batcher = self._ready()
         if request.rows > self._config.batching.queue:
             raise TooLarge(
                 f"{request.rows} rows in one request, but the queue of {self._label} holds "
@@ -188,7 +176,7 @@ class Host:
         parameters = request.parameters
         items = [self._with_parameters(item, parameters) for item in items_of(self._signature, request)]
         deadline = self._deadline(request)
-        works = [_Work(item) for item in items]
+        works = [Work(item) for item in items]
         futures: list[asyncio.Future[BatchAnswer[Any]]] = []
         try:
             for work in works:
@@ -221,7 +209,7 @@ class Host:
             raise DeadlineExceeded(f"{self._label} did not answer before the deadline")
         return [future.result() for future in futures]
 
-    async def stream(self, request: InferRequest) -> AsyncIterator[StreamChunk]:
+    async def stream(self, request: InferRequest) -> AsyncGenerator[StreamChunk, None]:
         """The text of a one-row request as it grows; the last chunk has the finish reason and the usage.
 
         Errors come as a chunk with `error`, also in the middle. A model that cannot stream answers in one piece.
@@ -229,8 +217,10 @@ class Host:
         self._counts.requests += 1
         self._counts.rows += 1
         try:
-            async for chunk in self._stream_or_raise(request):
-                yield chunk
+            # Closed with this one, so that a caller who leaves ends the model's work now and not at some later time.
+            async with aclosing(self._stream_or_raise(request)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
         except HeadraceError as error:
             self._counts.errors += 1
             yield StreamChunk(error=error)
@@ -238,21 +228,25 @@ class Host:
             self._counts.errors += 1
             yield StreamChunk(error=ModelError(f"{self._label}: {type(error).__name__}: {error}"))
 
-    async def _stream_or_raise(self, request: InferRequest) -> AsyncIterator[StreamChunk]:
-        batcher = self._ready()
+    async def _stream_or_raise(self, request: InferRequest) -> AsyncGenerator[StreamChunk, None]:
+        caller, batcher = self._ready()
         if request.rows != 1:
             raise InvalidInput(f"a streamed request has one row, got {request.rows}")
         (item,) = items_of(self._signature, request)
         item = self._with_parameters(item, request.parameters)
         deadline = self._deadline(request)
-        own = getattr(self._model, "stream", None)
-        if callable(own):
-            async for chunk in self._own_stream(own, item, deadline):
-                yield chunk
+        if caller.streams_alone:
+            try:
+                async with aclosing(caller.stream(item, left_s=lambda: deadline - self._clock.now())) as chunks:
+                    async for chunk in chunks:
+                        yield chunk
+            except TimeoutError:
+                raise DeadlineExceeded(f"{self._label} did not finish before the deadline") from None
             return
         queue: asyncio.Queue[str] = asyncio.Queue()
-        work = _Work(item, chunks=queue if hasattr(self._model, "predict_stream") else None)
+        work = Work(item, chunks=queue if caller.streams_in_batches else None)
         future = batcher.enqueue(work, priority=request.priority, size=self._size(item), deadline_s=deadline)
+        getter: asyncio.Future[str] | None = None
         try:
             while not (future.done() and queue.empty()):
                 getter = asyncio.ensure_future(queue.get())
@@ -269,42 +263,16 @@ class Host:
         finally:
             work.gone = True
             future.cancel()
+            if getter is not None:
+                getter.cancel()
         if work.chunks is None:
             yield StreamChunk(text=str(answer.outputs.get("text", next(iter(answer.outputs.values())))))
         yield StreamChunk(finish_reason=answer.finish_reason or "stop", usage=answer.usage)
 
-    async def _own_stream(
-        self, own: Callable[[dict[str, Any]], Any], item: dict[str, Any], deadline: float
-    ) -> AsyncIterator[StreamChunk]:
-        """Chunks of a model's own `stream(item)`, sync (in a thread) or async, up to the deadline."""
-        source = own(item)
-        finished = False
-        try:
-            while True:
-                left = deadline - self._clock.now()
-                try:
-                    async with asyncio.timeout(max(left, 0.0)):
-                        if hasattr(source, "__anext__"):
-                            piece = await anext(source, None)
-                        else:
-                            piece = await asyncio.to_thread(next, source, None)
-                except TimeoutError:
-                    raise DeadlineExceeded(f"{self._label} did not finish before the deadline") from None
-                if piece is None:
-                    break
-                chunk = piece if isinstance(piece, StreamChunk) else StreamChunk(text=str(piece))
-                finished = finished or chunk.finish_reason is not None
-                yield chunk
-        finally:
-            if hasattr(source, "aclose"):
-                await source.aclose()
-        if not finished:
-            yield StreamChunk(finish_reason="stop")
-
-    def _ready(self) -> Batcher[_Work, Any]:
-        if self._batcher is None:
+    def _ready(self) -> tuple[ModelCaller, Batcher[Work, Any]]:
+        if self._caller is None or self._batcher is None:
             raise Unavailable(f"{self._label} is still loading", retry_after_s=1.0)
-        return self._batcher
+        return self._caller, self._batcher
 
     def _with_parameters(self, item: dict[str, Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
         merged = dict(parameters)
@@ -322,42 +290,11 @@ class Host:
         size = getattr(self._model, "size", None)
         return max(1, int(size(item))) if callable(size) else 1
 
-    # ---- the model's thread ----
-
-    async def _run(self, works: list[_Work]) -> Sequence[Any]:
-        began = self._clock.monotonic()
-        try:
-            return await self._call(works)
-        finally:
-            self._counts.ran(len(works))
-            self._metrics.batch(size=len(works), seconds=self._clock.monotonic() - began)
-
-    async def _call(self, works: list[_Work]) -> Sequence[Any]:
-        """One call of the model: on the event loop if it is async, else on its own thread."""
-        items = [work.item for work in works]
-        model = self._model
-        if hasattr(model, "predict_stream"):
-            loop = asyncio.get_running_loop()
-
-            def emit(index: int, text: str) -> bool:
-                work = works[index]
-                if text and work.chunks is not None and not work.gone:
-                    work.sent = True
-                    loop.call_soon_threadsafe(work.chunks.put_nowait, text)
-                return not work.gone
-
-            return await loop.run_in_executor(self._pool, _guarded, model.predict_stream, items, emit)
-        if inspect.iscoroutinefunction(model.predict):
-            return await model.predict(items)  # type: ignore[no-any-return]
-        loop = asyncio.get_running_loop()
-        result = await loop.run_in_executor(self._pool, _guarded, model.predict, items)
-        return (await result) if inspect.isawaitable(result) else result  # type: ignore[no-any-return]
-
     # ---- looking in ----
 
     def describe(self) -> dict[str, Any]:
         """What is served, as JSON: names, provider, signature, whether it streams, how long loading took."""
-        streams = any(hasattr(self._model, name) for name in ("stream", "predict_stream"))
+        streams = self._caller is not None and (self._caller.streams_alone or self._caller.streams_in_batches)
         return {
             "model": self._name,
             "version": self._version,
@@ -384,20 +321,3 @@ class Host:
         running = self._batcher.longest_running_s() if self._batcher is not None else 0.0
         if running > limit:
             raise Unavailable(f"{self._label} has worked on one batch for {running:.0f} s (limit {limit:.0f} s)")
-
-
-def _guarded(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Keep a model from ending its thread: `sys.exit()` and the like become errors of the batch."""
-    try:
-        return function(*arguments)
-    except HeadraceError:
-        raise
-    except StopIteration as error:
-        # asyncio refuses to carry a StopIteration through a future.
-        raise ModelError(f"the model raised StopIteration: {error}") from error
-    except SystemExit as error:
-        raise ModelError(f"the model called exit({error.code})") from error
-
-
-def _nothing_sent(works: list[_Work]) -> bool:
-    return not any(work.sent for work in works)

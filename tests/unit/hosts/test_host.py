@@ -31,6 +31,15 @@ def config(**settings: Any) -> VersionConfig:
     return VersionConfig.model_validate({"provider": "python", "class": "m:C", "batching": batching, **settings})
 
 
+class Whole:
+    """A model that cannot stream."""
+
+    signature = Echo.signature
+
+    def predict(self, items: list[dict[str, Any]]) -> list[str]:
+        return [item["text"] for item in items]
+
+
 async def running(model: Any, task: str = "generic", signature: Signature | None = None, **settings: Any) -> Host:
     load: Callable[[], Any] = model if callable(model) and not hasattr(model, "predict") else lambda: model
     host = Host(
@@ -257,10 +266,43 @@ async def test_a_caller_that_leaves_a_stream_frees_its_row() -> None:
     stream = host.stream(InferRequest(id="s", inputs={"prompt": [long]}))
     other = asyncio.create_task(host.infer([InferRequest(id="r", inputs={"prompt": ["b" * 20_000]})]))
     assert (await anext(stream)).text == "a"
-    await stream.aclose()  # type: ignore[attr-defined]
+    await stream.aclose()
     (result,) = await other
     assert result.outputs == {"text": ["b" * 20_000]}
     assert model.given_up == [long]
+
+
+async def test_a_caller_that_leaves_a_stream_ends_the_models_own_at_once() -> None:
+    """The model's generator is closed before `aclose()` returns, so that an upstream stops making tokens."""
+    ended: list[str] = []
+
+    class Endless(Echo):
+        async def stream(self, item: dict[str, Any]) -> AsyncIterator[str]:  # type: ignore[override]
+            try:
+                while True:
+                    yield "a"
+            finally:
+                ended.append(item["text"])
+
+    host = await running(Endless())
+    stream = host.stream(text("left"))
+    assert (await anext(stream)).text == "a"
+    await stream.aclose()
+    assert ended == ["left"]
+
+
+async def test_a_streaming_caller_cancelled_while_it_waits_leaves_no_task_behind() -> None:
+    """Whoever is cut off before the first text has come takes with it what waited for that text."""
+    host = await running(Whole(), batching={"max_batch_size": 2, "max_queue_delay_ms": 10_000})
+    before = asyncio.all_tasks()
+    caller = asyncio.create_task(collect(host.stream(text("a"))))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert host.stats()["waiting"] == 1
+    caller.cancel()
+    await asyncio.gather(caller, return_exceptions=True)
+    await asyncio.sleep(0)
+    assert asyncio.all_tasks() == before
 
 
 async def test_an_error_in_the_middle_of_a_stream_is_its_last_chunk() -> None:
@@ -279,14 +321,7 @@ async def test_models_with_a_stream_of_their_own_and_without_any() -> None:
     chunks = await collect(host.stream(text("one two")))
     assert [chunk.text for chunk in chunks] == [">one ", "two ", ""]
     assert chunks[-1].finish_reason == "stop"
-
-    class Plain:
-        signature = Echo.signature
-
-        def predict(self, items: list[dict[str, Any]]) -> list[str]:
-            return [item["text"] for item in items]
-
-    host = await running(Plain())
+    host = await running(Whole())
     chunks = await collect(host.stream(text("whole")))
     assert [chunk.text for chunk in chunks] == ["whole", ""]
     assert host.describe()["streaming"] is False
