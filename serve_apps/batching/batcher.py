@@ -58,7 +58,7 @@ class Batcher(Generic[T, R]):
         self._due = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
         self._started_at: dict[asyncio.Task[None], float] = {}
-        self._closed: HeadraceError | None = None
+        self._closed = False
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -92,8 +92,8 @@ class Batcher(Generic[T, R]):
         self, item: T, *, priority: int | None = None, size: int = 1, deadline_s: float | None = None
     ) -> asyncio.Future[BatchAnswer[R]]:
         """As `submit`, without a coroutine per item: refusals are raised at once, cancel the future to take it out."""
-        if self._closed is not None:
-            raise self._closed
+        if self._closed:
+            raise Unavailable("this host is shutting down", retry_after_s=1.0)
         now = self._clock.monotonic()
         until = None if deadline_s is None else now + (deadline_s - self._clock.now())
         ticket = self._planner.admit(now, priority=priority, size=size, deadline_s=until)
@@ -103,7 +103,8 @@ class Batcher(Generic[T, R]):
 
         def drop(done: asyncio.Future[BatchAnswer[R]]) -> None:
             if done.cancelled() and self._planner.cancel(ticket):
-                del self._entries[ticket.number]
+                # `close` may have emptied the table between the cancelling and this call.
+                self._entries.pop(ticket.number, None)
                 self._settle()
 
         future.add_done_callback(drop)
@@ -203,8 +204,7 @@ class Batcher(Generic[T, R]):
 
     async def drain(self, timeout_s: float) -> bool:
         """Refuse new items, let the others finish for `timeout_s`, fail what is left. True when nothing was left."""
-        if self._closed is None:
-            self._closed = Unavailable("this host is shutting down", retry_after_s=1.0)
+        self._closed = True
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._idle.wait(), timeout_s)
         clean = not self._entries
@@ -213,7 +213,7 @@ class Batcher(Generic[T, R]):
 
     async def close(self) -> None:
         """Stop at once: whatever waits or runs fails with `Unavailable`."""
-        self._closed = self._closed or Unavailable("this host is shutting down", retry_after_s=1.0)
+        self._closed = True
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -233,3 +233,15 @@ def test_every_answer_goes_to_its_own_caller(
         await batcher.close()
 
     asyncio.run(scenario())
+
+
+async def test_an_item_cancelled_in_the_moment_of_closing_disturbs_nothing() -> None:
+    """Its caller and the closing both take it out, and neither minds that the other was first."""
+    complaints: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+    batcher = Batcher(Doubler(), BatchPolicy(max_batch_size=2, max_queue_delay_s=60), clock=SystemClock())
+    future = batcher.enqueue(1)
+    future.cancel()
+    await batcher.close()
+    await asyncio.sleep(0)
+    assert complaints == []
