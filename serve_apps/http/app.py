@@ -239,6 +239,15 @@ def _openai_routes(router: Router) -> APIRouter:
     async def models(caller: Invoke) -> Any:
         return openai.models(router)
 
+    @api.get(
+        "/v1/models/{model}",
+        response_model=s.ModelCard,
+        responses=_responses(s.ModelCard, s.OpenAIError),
+        summary="One model or route",
+    )
+    async def model(caller: Invoke, model: str) -> Any:
+        return openai.model(router, model)
+
     async def through(caller: Invoke, request: Request) -> Response:
         lane = find(request.url.path)
         assert lane is not None

@@ -19,28 +19,31 @@ from serve_apps.http.exchange import Exchange, Reply, StreamReply, decision_head
 from serve_apps.http.problems import body_of
 from serve_apps.protocol import InferResult, StreamChunk
 from serve_apps.router.answers import StreamAnswer
-from serve_apps.router.decide import Call
+from serve_apps.router.decide import Call, unknown_model
 from serve_apps.router.service import Router
 
-__all__ = ["chat_completions", "completions", "embeddings", "models"]
+__all__ = ["chat_completions", "completions", "embeddings", "model", "models"]
 
 _MAX_CHOICES = 128
 _SAMPLING = (
     "temperature", "top_p", "top_k", "min_p", "stop", "seed", "presence_penalty", "frequency_penalty",
     "repetition_penalty", "logit_bias", "user", "reasoning_effort", "response_format",
 )  # fmt: skip
-_REFUSED = {
-    "tools": "tool calls",
-    "tool_choice": "tool calls",
-    "functions": "function calls",
-    "function_call": "function calls",
-    "logprobs": "log probabilities",
-    "top_logprobs": "log probabilities",
-    "audio": "audio",
-    "suffix": "suffixes",
-    "best_of": "best_of",
-    "echo": "echo",
+_REFUSED: Mapping[str, tuple[str, tuple[Any, ...]]] = {
+    "tools": ("tool calls", ()),
+    "tool_choice": ("tool calls", ("none",)),
+    "functions": ("function calls", ()),
+    "function_call": ("function calls", ("none",)),
+    "logprobs": ("log probabilities", ()),
+    "top_logprobs": ("log probabilities", (0,)),
+    "audio": ("audio", ()),
+    "modalities": ("answers other than text", (["text"],)),
+    "web_search_options": ("web searches", ()),
+    "suffix": ("suffixes", ()),
+    "best_of": ("several tries of which the best is kept", (1,)),
+    "echo": ("repeating the prompt", ()),
 }
+"""What would change the answer and is not done: what it is, and the values that ask for nothing."""
 _DONE = b"data: [DONE]\n\n"
 
 
@@ -48,10 +51,19 @@ def models(router: Router) -> dict[str, Any]:
     """`GET /v1/models`: models and routes, by name."""
     return {
         "object": "list",
-        "data": [
-            {"id": name, "object": "model", "created": 0, "owned_by": "headrace"} for name in router.compiled.names()
-        ],
+        "data": [_card(name) for name in router.compiled.names()],
     }
+
+
+def model(router: Router, name: str) -> dict[str, Any]:
+    """`GET /v1/models/{model}`. Raises NotFound."""
+    if name not in router.compiled.models and name not in router.compiled.routes:
+        raise unknown_model(router.compiled, name)
+    return _card(name)
+
+
+def _card(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "headrace"}
 
 
 async def chat_completions(router: Router, exchange: Exchange) -> Reply | StreamReply:
@@ -202,9 +214,9 @@ def _call(exchange: Exchange, body: dict[str, Any], inputs: dict[str, Any], rows
     model = body.get("model")
     if not isinstance(model, str) or not model:
         raise _invalid("'model' must be the name of a model or route; GET /v1/models lists them", "model")
-    for key, what in _REFUSED.items():
-        if body.get(key) not in (None, False, [], {}, 0, 1):
-            raise _invalid(f"'{key}': {what} are not supported here", key)
+    for key, (what, harmless) in _REFUSED.items():
+        if key in body and not _asks_for_nothing(body[key], harmless):
+            raise _invalid(f"'{key}' is not supported here ({what})", key)
     return Call(
         model=model,
         inputs=inputs,
@@ -216,6 +228,13 @@ def _call(exchange: Exchange, body: dict[str, Any], inputs: dict[str, Any], rows
         body=body,
         timeout_s=exchange.timeout_s(),
     )
+
+
+def _asks_for_nothing(value: Any, harmless: Sequence[Any]) -> bool:
+    # `True == 1` in Python: a flag that is set must not pass for the number.
+    if value is None or value is False or value in ([], {}, ""):
+        return True
+    return not isinstance(value, bool) and value in harmless
 
 
 def _parameters(body: Mapping[str, Any]) -> dict[str, Any]:

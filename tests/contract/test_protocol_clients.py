@@ -239,8 +239,11 @@ MESSAGES: Any = [{"role": "system", "content": "be short"}, {"role": "user", "co
 
 
 def test_openai_models(sdk: openai.OpenAI) -> None:
-    """The SDK lists models."""
+    """The SDK lists models, and asks for one of them."""
     assert [model.id for model in sdk.models.list()] == ["chat", "embed", "full", "mixed"]
+    assert sdk.models.retrieve("chat").id == "chat"
+    with pytest.raises(openai.NotFoundError, match="no model or route"):
+        sdk.models.retrieve("nope")
 
 
 def test_openai_chat(sdk: openai.OpenAI, server: Server) -> None:
@@ -303,6 +306,12 @@ def test_openai_errors(sdk: openai.OpenAI, server: Server) -> None:
     with pytest.raises(openai.BadRequestError) as bad:
         sdk.chat.completions.create(model="chat", messages=MESSAGES, temperature=7)
     assert bad.value.param == "temperature"
+    with pytest.raises(openai.BadRequestError, match="log probabilities") as bad:
+        sdk.chat.completions.create(model="chat", messages=MESSAGES, logprobs=True)
+    assert (bad.value.param, bad.value.type) == ("logprobs", "invalid_request_error")
+    tool: Any = {"type": "function", "function": {"name": "f", "parameters": {}}}
+    with pytest.raises(openai.BadRequestError, match="tool calls"):
+        sdk.chat.completions.create(model="chat", messages=MESSAGES, tools=[tool])
     with pytest.raises(openai.RateLimitError, match="queue is full"):
         sdk.chat.completions.create(model="full", messages=MESSAGES)
     with pytest.raises(openai.RateLimitError, match="queue is full"):

@@ -11,6 +11,15 @@ from cluster.errors import InvalidInput
 __all__ = ["GenerationParameters", "find_stop", "held_back", "read_parameters"]
 
 _MAX_STOPS = 16
+_NOT_DONE: Mapping[str, tuple[Any, ...]] = {
+    "response_format": ({"type": "text"},),
+    "logit_bias": ({},),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "top_k": (0, -1),
+    "min_p": (0,),
+}
+"""What would change the answer and is not implemented, with the values that ask for nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +40,14 @@ class GenerationParameters:
 
 
 def read_parameters(given: Mapping[str, Any], defaults: GenerationParameters, *, most: int) -> GenerationParameters:
-    """OpenAI's names (`max_completion_tokens` too); unknown ones are ignored. Raises `InvalidInput`."""
+    """OpenAI's names (`max_completion_tokens` too); unknown ones are ignored. Raises `InvalidInput`, also for what is
+    known and not done: an answer must not look as if it had been."""
+    for name, neutral in _NOT_DONE.items():
+        value = given.get(name)
+        if value is not None and value not in neutral:
+            raise InvalidInput(
+                f"parameter {name!r} is not supported by this model, got {value!r:.80}", details={"param": name}
+            )
     stop = given.get("stop")
     stops = defaults.stop if stop is None else (stop,) if isinstance(stop, str) else stop
     if not isinstance(stops, Sequence) or not all(isinstance(s, str) and s for s in stops) or len(stops) > _MAX_STOPS:

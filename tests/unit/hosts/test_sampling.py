@@ -17,6 +17,7 @@ DEFAULTS = GenerationParameters(max_tokens=64, temperature=0.2, top_p=0.9, stop=
 def test_given_parameters_win_over_the_defaults() -> None:
     """OpenAI's names are read, `max_completion_tokens` too; nulls mean the default."""
     given_ = {"max_completion_tokens": 5, "temperature": 0, "top_p": None, "stop": "\n", "seed": -1, "user": "x"}
+    given_ |= {"response_format": {"type": "text"}, "presence_penalty": 0.0, "logit_bias": {}}
     assert read_parameters(given_, DEFAULTS, most=100) == GenerationParameters(
         max_tokens=5, temperature=0.0, top_p=0.9, stop=("\n",), seed=(1 << 63) - 1, raw=False
     )
@@ -37,6 +38,10 @@ def test_given_parameters_win_over_the_defaults() -> None:
         {"stop": ["x"] * 17},
         {"stop": 3},
         {"seed": "1"},
+        {"response_format": {"type": "json_object"}},
+        {"logit_bias": {"5": 1}},
+        {"presence_penalty": 0.5},
+        {"top_k": 40},
     ],
 )
 def test_a_wrong_parameter_is_named(wrong: dict[str, Any]) -> None:

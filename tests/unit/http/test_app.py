@@ -23,6 +23,7 @@ from serve_apps.testing import FakeHost, FakeHosts, api_key, model_entry, table_
 
 NUMBERS = Signature.model_validate({"inputs": {"x": "FP32[2]"}, "outputs": {"x": "FP32[2]"}})
 KEY = {"authorization": "Bearer invoke-secret"}
+HELLO: dict[str, object] = {"model": "chat", "messages": [{"role": "user", "content": "x"}]}
 
 
 def chat_answer(request: InferRequest) -> InferResult:
@@ -399,6 +400,15 @@ async def test_embeddings_float_and_base64(client: httpx.AsyncClient) -> None:
         ("embeddings", {"model": "embed", "input": [1, 2]}, "input"),
         ("embeddings", {"model": "embed", "input": "x", "encoding_format": "hex"}, "encoding_format"),
         ("embeddings", {"model": "embed", "input": "x", "dimensions": 4}, "dimensions"),
+        ("chat/completions", {**HELLO, "logprobs": True}, "logprobs"),
+        ("chat/completions", {**HELLO, "logprobs": True, "top_logprobs": 1}, "logprobs"),
+        ("chat/completions", {**HELLO, "tool_choice": "auto"}, "tool_choice"),
+        ("chat/completions", {**HELLO, "modalities": ["text", "audio"]}, "modalities"),
+        ("chat/completions", {**HELLO, "stream": True, "stream_options": 1}, "stream_options"),
+        ("completions", {"model": "chat", "prompt": "x", "logprobs": 0}, "logprobs"),
+        ("completions", {"model": "chat", "prompt": "x", "echo": True}, "echo"),
+        ("completions", {"model": "chat", "prompt": "x", "best_of": 2}, "best_of"),
+        ("completions", {"model": "chat", "prompt": "x", "suffix": "y"}, "suffix"),
     ],
 )  # fmt: skip
 async def test_wrong_openai_bodies_name_the_parameter(
@@ -408,6 +418,15 @@ async def test_wrong_openai_bodies_name_the_parameter(
     answer = await client.post(f"/v1/{path}", json=body)
     assert answer.status_code == 400, answer.text
     assert answer.json()["error"]["param"] == param
+
+
+async def test_openai_parameters_that_ask_for_nothing_are_taken(client: httpx.AsyncClient) -> None:
+    """Values that clients send by default, and that change nothing, are no reason to refuse a request."""
+    body = {**HELLO, "n": 1, "logprobs": False, "top_logprobs": 0, "tools": [], "tool_choice": "none", "store": False}
+    body |= {"modalities": ["text"], "parallel_tool_calls": True, "stream_options": None, "function_call": None}
+    assert (await client.post("/v1/chat/completions", json=body)).status_code == 200
+    plain = {"model": "chat", "prompt": "x", "best_of": 1, "echo": False, "logprobs": None, "suffix": None}
+    assert (await client.post("/v1/completions", json=plain)).status_code == 200
 
 
 async def test_route_by_keyword(client: httpx.AsyncClient) -> None:
