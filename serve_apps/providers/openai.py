@@ -26,6 +26,7 @@ from cluster.errors import (
     Unavailable,
     UpstreamError,
 )
+from cluster.sse import SseLines
 from serve_apps.protocol import StreamChunk
 from serve_apps.providers.model import Answer, Item
 
@@ -193,7 +194,7 @@ class OpenAICompatible:
         usage: Mapping[str, int] | None = None
         done = False
         try:
-            async for line in response.aiter_lines():
+            async for line in _lines(response):
                 if not line.startswith("data:"):
                     continue
                 data = line[5:].strip()
@@ -225,6 +226,16 @@ class OpenAICompatible:
     def _scrub(self, text: str) -> str:
         """An endpoint may repeat the key in its error: it must not get into ours."""
         return text.replace(self._key, "***") if self._key else text
+
+
+async def _lines(response: httpx.Response) -> AsyncIterator[str]:
+    """Line by line and not event by event: some servers leave out the empty line after the last one."""
+    cutter = SseLines()
+    async for chunk in response.aiter_bytes():
+        for line in cutter.feed(chunk):
+            yield line
+    for line in cutter.feed(b"\n"):
+        yield line
 
 
 def map_error(where: str, status: int, message: str, retry_after_s: float | None) -> HeadraceError:

@@ -214,6 +214,15 @@ def delta(text: str | None = None, finish: str | None = None) -> dict[str, Any]:
     return {"choices": [{"delta": {} if text is None else {"content": text}, "finish_reason": finish}]}
 
 
+async def test_a_stream_is_cut_at_line_ends_only_and_may_end_without_one() -> None:
+    """A token with a Unicode line separator, which JSON need not escape, arrives whole; the last line ends anyhow."""
+    text = "one\u2028two\u0085"
+    parts = [json.dumps(chunk, ensure_ascii=False) for chunk in (delta(text), delta(finish="stop"))]
+    body = "".join(f"data: {part}\r\n\r\n" for part in parts) + "data: [DONE]"
+    model = client(Upstream(httpx.Response(200, content=body.encode())))
+    assert [chunk.text async for chunk in model.stream({"prompt": "hi"})] == [text, ""]
+
+
 async def test_a_stream_is_passed_on_piece_by_piece() -> None:
     """Each piece of text is a chunk; the last one has the finish reason and the usage of the endpoint."""
     usage = {"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 2}}
