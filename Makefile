@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench soak up down clean
+.PHONY: help setup demo test lint format bench soak mutants up down clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -33,6 +33,9 @@ bench: $(READY) ## every benchmark, each against a named peer
 
 soak: $(READY) ## long-running tests
 	@$(BIN)/python -m pytest -m soak --timeout 7200
+
+mutants: $(READY) ## break the guards of the durability core one by one: do the tests notice?
+	@$(BIN)/python -m tests.mutations.run
 
 up: $(READY) ## start the local cluster with configs/dev.yaml and keep it
 	@$(BIN)/headrace up
