@@ -1,4 +1,8 @@
-"""Decides on which nodes a host may run and what it asks of Ray, or says why it can run nowhere. Pure."""
+"""Decides on which nodes a host may run and what it asks of Ray, or says why it can run nowhere. Pure.
+
+Ray chooses the node, now and whenever a replica is started again, also on nodes that join later. So what is asked for
+must be true of every node that Ray could choose by it: a share of a card is asked for together with the kind of card.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +17,11 @@ from cluster.errors import Unavailable, Unprocessable
 __all__ = [
     "ACCELERATOR_LABEL",
     "GPU_MEMORY_LABEL",
+    "NODE_ID_LABEL",
     "Node",
     "Placement",
     "check_free_gpu_memory",
+    "check_free_memory",
     "gpu_memory_gb",
     "place",
     "static_options",
@@ -26,6 +32,9 @@ ACCELERATOR_LABEL = "ray.io/accelerator-type"
 GPU_MEMORY_LABEL = "headrace.io/gpu-memory-gb"
 """Set by the operator where the table below does not know the card: memory of one GPU of the node, in GiB."""
 
+NODE_ID_LABEL = "ray.io/node-id"
+"""Set by Ray on every node."""
+
 _MEMORY_GB = {
     "V100": 16, "P100": 16, "T4": 15, "P4": 8, "K80": 12, "A10G": 22, "L4": 22, "L40S": 44, "A100-40G": 39,
     "A100-80G": 79, "A100": 39, "H100": 79, "H200": 139, "H20": 95, "B200": 178, "RTX-4090": 23,
@@ -35,12 +44,16 @@ _MEMORY_GB = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """One node of the cluster: its total resources by Ray's names, and its labels."""
+    """One node of the cluster: its total resources by Ray's names, and its labels.
+
+    `addable`: no node yet, but a kind of node that the cluster's autoscaler may add; its labels are not known.
+    """
 
     id: str
     resources: Mapping[str, float]
     labels: Mapping[str, str] = field(default_factory=dict)
     alive: bool = True
+    addable: bool = False
 
     @property
     def gpus(self) -> float:
@@ -59,7 +72,8 @@ class Node:
         parts += [f"{self.resources['memory'] / 2**30:.1f} GiB"] if "memory" in self.resources else []
         shown = {k: v for k, v in self.labels.items() if not k.startswith("ray.io/node-")}
         parts += [", ".join(f"{k}={v}" for k, v in sorted(shown.items()))] if shown else []
-        return f"{self.id[:12]}: " + ", ".join(parts)
+        name = f"nodes of {self.id}, which may be added" if self.addable else self.id[:12]
+        return f"{name}: " + ", ".join(parts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,15 +116,16 @@ def place(resources: Resources, nodes: Sequence[Node]) -> Placement:
     without = [node for node in fitting if not node.gpus]
     if not without:
         return Placement(options=options, reason="only GPU nodes can take it", nodes=tuple(node.id for node in fitting))
-    kinds = sorted({node.accelerator for node in alive if node.gpus and node.accelerator})
-    if not kinds:
-        return Placement(options=options, reason="the cluster has no GPU", nodes=tuple(node.id for node in fitting))
-    selector = {**options.get("label_selector", {}), ACCELERATOR_LABEL: f"!in({','.join(kinds)})"}
-    if ACCELERATOR_LABEL in resources.labels:
-        selector[ACCELERATOR_LABEL] = resources.labels[ACCELERATOR_LABEL]
+    cards = [node for node in alive if node.gpus]
+    # Every known kind, not only those that are there: a GPU node that joins later must not attract it either.
+    kinds = sorted({*_MEMORY_GB, *(node.labels[ACCELERATOR_LABEL] for node in cards if _has_kind_label(node))})
+    selector = {ACCELERATOR_LABEL: f"!in({','.join(kinds)})"}
+    unmarked = sorted(node.id for node in cards if not _has_kind_label(node) and not node.addable)
+    if unmarked:
+        selector[NODE_ID_LABEL] = f"!in({','.join(unmarked)})"
     return Placement(
-        options={**options, "label_selector": selector},
-        reason="kept off the GPU nodes",
+        options={**options, "label_selector": {**selector, **resources.labels}},
+        reason="kept off the GPU nodes" if cards else "the cluster has no GPU",
         nodes=tuple(node.id for node in without),
     )
 
@@ -153,16 +168,12 @@ def _place_on_gpu(resources: Resources, alive: Sequence[Node]) -> Placement:
     chosen = shares[share]
     options = {**_base_options(resources), "num_gpus": share}
     kinds = sorted({node.accelerator for node in chosen if node.accelerator})
-    if resources.accelerator:
-        options["accelerator_type"] = resources.accelerator
-    elif len(shares) > 1:
-        if not kinds:
-            raise Unprocessable(
-                f"the cluster has cards of different memory without a known type: label their nodes "
-                f"{ACCELERATOR_LABEL} or set resources.accelerator"
-            )
-        selector = f"in({','.join(kinds)})" if len(kinds) > 1 else kinds[0]
-        options["label_selector"] = {**options.get("label_selector", {}), ACCELERATOR_LABEL: selector}
+    if resources.vram_gb is not None or resources.accelerator:
+        others = [node for node in alive if node not in chosen and _fits(node, resources, gpus=share)]
+        selector, more = _only(chosen, others)
+        options |= more
+        if selector:
+            options["label_selector"] = {**selector, **resources.labels}
     what = f"{share:g} of a GPU" if share < 1 else f"{share:g} GPU"
     why = f" for {resources.vram_gb:g} GiB" if resources.vram_gb is not None else ""
     return Placement(
@@ -170,6 +181,40 @@ def _place_on_gpu(resources: Resources, alive: Sequence[Node]) -> Placement:
         reason=f"{what}{why} ({', '.join(kinds) or 'unknown type'})",
         nodes=tuple(node.id for node in chosen),
     )
+
+
+def _only(chosen: Sequence[Node], others: Sequence[Node]) -> tuple[dict[str, str], dict[str, Any]]:
+    """A label selector, or other options, by which Ray can choose all of `chosen` and none of `others`.
+
+    What also holds for like nodes that join later comes first: the card's kind, then its memory. Ray sets the kind's
+    label and a resource `accelerator_type:…`; nodes started by hand may have only one of them.
+    """
+    for label in (ACCELERATOR_LABEL, GPU_MEMORY_LABEL, NODE_ID_LABEL):
+        mine = {_label(node, label) for node in chosen}
+        if None not in mine and not mine & {_label(node, label) for node in others}:
+            return {label: _selector(sorted(map(str, mine)))}, {}
+        resource = f"accelerator_type:{chosen[0].accelerator}"
+        if (
+            label == ACCELERATOR_LABEL
+            and all(resource in node.resources for node in chosen)
+            and not any(resource in node.resources for node in others)
+        ):
+            return {}, {"accelerator_type": chosen[0].accelerator}
+    return {}, {}
+
+
+def _label(node: Node, label: str) -> str | None:
+    if node.addable:
+        return node.accelerator if label == ACCELERATOR_LABEL else None
+    return node.id if label == NODE_ID_LABEL else node.labels.get(label)
+
+
+def _selector(values: Sequence[str]) -> str:
+    return values[0] if len(values) == 1 else f"in({','.join(values)})"
+
+
+def _has_kind_label(node: Node) -> bool:
+    return bool(node.labels.get(ACCELERATOR_LABEL))
 
 
 def _share(resources: Resources, node: Node) -> float | None:
@@ -194,7 +239,7 @@ def _fits(node: Node, resources: Resources, *, gpus: float) -> bool:
         node.resources.get("CPU", 0.0) >= resources.cpus
         and node.gpus >= gpus
         and (resources.memory is None or node.resources.get("memory", math.inf) >= resources.memory)
-        and all(_label_matches(node.labels.get(key), wanted) for key, wanted in resources.labels.items())
+        and (node.addable or all(_label_matches(node.labels.get(k), want) for k, want in resources.labels.items()))
     )
 
 
@@ -241,3 +286,31 @@ def check_free_gpu_memory(resources: Resources, *, free_bytes: int, total_bytes:
             details={"free_bytes": free_bytes, "total_bytes": total_bytes, "wanted_bytes": int(wanted)},
             retry_after_s=10,
         )
+
+
+def check_free_memory(resources: Resources, *, weights_bytes: int, available_bytes: int, total_bytes: int) -> None:
+    """Admission at load, before any weight is read: the node's memory must really hold what comes.
+
+    Wanted is `resources.memory`, or the size of the weights where nothing is declared (the least that loading takes).
+    Without the check the system ends the process, or another one, without a word. Raises `Unavailable` where the node
+    is full at present, `Unprocessable` where it could never hold the weights.
+    """
+    wanted = max(resources.memory or 0, weights_bytes)
+    if not wanted or available_bytes >= wanted:
+        return
+    gib = 2**30
+    what = "declares memory" if wanted == resources.memory else "has weights"
+    text = f"this version {what} of {wanted / gib:.2f} GiB, and its node has {available_bytes / gib:.2f} GiB available"
+    details = {"available_bytes": available_bytes, "total_bytes": total_bytes, "wanted_bytes": wanted}
+    if wanted > total_bytes:
+        raise Unprocessable(
+            f"{text} of {total_bytes / gib:.2f} GiB: it can never fit. Set resources.memory, so that a node is chosen "
+            "that is large enough",
+            details=details,
+        )
+    raise Unavailable(
+        f"{text} of {total_bytes / gib:.2f} GiB: other processes hold the rest. Free it, or set resources.memory on "
+        "all versions, so that Ray spreads them by it",
+        details=details,
+        retry_after_s=10,
+    )

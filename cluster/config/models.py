@@ -205,6 +205,9 @@ class VersionConfig(Strict):
     warmup: list[dict[str, Any]] = Field(default_factory=list)
     golden: list[dict[str, Any]] = Field(default_factory=list, description="requests and what their answers must hold")
     timeout_s: Seconds = Field(default=60, gt=0)
+    start_timeout_s: Seconds = Field(
+        default=1800, gt=0, description="how long fetching weights, loading and warm-up may take together"
+    )
     cpu_threads: int | None = Field(default=None, ge=1)
     cost_per_request: float = Field(default=0, ge=0)
 

@@ -16,7 +16,7 @@ from serve_apps.control.tables import model_config
 
 __all__ = ["Change", "initial_weights", "own_config", "plan", "semver", "settings_of", "version_fingerprint"]
 
-_NO_RESTART = {"golden", "cost_per_request", "timeout_s"}
+_NO_RESTART = {"golden", "cost_per_request", "timeout_s", "start_timeout_s"}
 """Settings of a version that the control plane and the routers use, and the host does not."""
 
 

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from cluster.config.models import VersionConfig
 from cluster.errors import Fenced, HeadraceError
 from serve_apps.control import events as e
 from serve_apps.control.core import Core
@@ -26,13 +27,14 @@ _DESCRIBE_S = 10.0
 
 class Supervisor:
     """`drain_s`: how long routers get to learn that an application left the table before it is deleted.
-    `start_timeout_s`: how long a version may take until it is ready. `lost_after`: in how many passes in a row an
+    `start_grace_s`: how much longer than its `start_timeout_s`, which its host keeps, a version may take until it is
+    ready: the time that Ray needs to place it and to start its process. `lost_after`: in how many passes in a row an
     application must be missing before it is started anew (one answer may be stale)."""
 
-    def __init__(self, core: Core, *, drain_s: float = 5.0, start_timeout_s: float = 1800.0, lost_after: int = 2):
+    def __init__(self, core: Core, *, drain_s: float = 5.0, start_grace_s: float = 30.0, lost_after: int = 2):
         self._core = core
         self._drain_s = drain_s
-        self._start_timeout_s = start_timeout_s
+        self._start_grace_s = start_grace_s
         self._lost_after = lost_after
         self._launches: dict[str, asyncio.Task[None]] = {}
         self._deleting: dict[str, asyncio.Task[None]] = {}
@@ -109,8 +111,9 @@ class Supervisor:
             return e.VersionReady(at=now, model=name, version=version, generation=instance.generation)
         if status is not None and status.state == "failed":
             return failed(status.message or "the application could not start")
-        if now - instance.since > self._start_timeout_s:
-            return failed(f"not ready after {self._start_timeout_s:g} s: {_short(status)}")
+        limit_s = _start_timeout_s(instance)
+        if now - instance.since > limit_s + self._start_grace_s:
+            return failed(f"not ready within start_timeout_s ({limit_s:g} s): {_short(status)}")
         if status is not None and status.state == "deleting":
             return None  # an earlier application of this name has to go first
         if status is None and launch is None:
@@ -250,6 +253,12 @@ def _only(instance: Instance) -> Any:
     from serve_apps.control.state import VersionState
 
     return VersionState(next=instance)
+
+
+def _start_timeout_s(instance: Instance) -> float:
+    """Of a version that was recorded before there was such a setting, the default."""
+    default = VersionConfig.model_fields["start_timeout_s"].default
+    return float(instance.config.get("start_timeout_s", default))
 
 
 def _short(status: AppStatus | None) -> str:

@@ -113,11 +113,31 @@ def threads_of(config: VersionConfig) -> int:
 
 
 def cluster_nodes() -> list[Node]:
-    """The nodes of the cluster this process is connected to; empty when it is not connected."""
+    """The nodes of the cluster this process is connected to, and the kinds of node that its autoscaler may add; empty
+    when it is not connected."""
     import ray
 
     if not ray.is_initialized():
         return []
+    return [*_addable_nodes(), *_present_nodes()]
+
+
+def _addable_nodes() -> list[Node]:
+    """What an autoscaler (KubeRay's, or Ray's own) has reported to Ray that it may start; none without one."""
+    from ray._private.state import state
+
+    config = state.get_cluster_config()
+    groups = config.node_group_configs if config is not None else ()
+    return [
+        Node(id=group.name or "a group", resources={k: float(v) for k, v in group.resources.items()}, addable=True)
+        for group in groups
+        if group.max_count != 0
+    ]
+
+
+def _present_nodes() -> list[Node]:
+    import ray
+
     return [
         Node(
             id=str(node["NodeID"]),

@@ -10,7 +10,8 @@ from cluster.clock import SystemClock
 from cluster.config.models import Signature, VersionConfig
 from cluster.config.secrets import Secrets
 from cluster.errors import Unavailable
-from cluster.placement import check_free_gpu_memory, wants_gpu
+from cluster.node_memory import read_node_memory
+from cluster.placement import check_free_gpu_memory, check_free_memory, wants_gpu
 from cluster.weights import cache_dir, fetch
 from serve_apps.hosts.app import threads_of
 from serve_apps.hosts.host import Host
@@ -33,6 +34,7 @@ def assemble(
         artifact: Path | None = None
         if config.artifact is not None:
             artifact = fetch(config.artifact, cache=cache, sha256=config.sha256)
+        _check_memory(config, artifact)
         around = Surroundings(
             model=model,
             task=task,
@@ -55,6 +57,18 @@ def assemble(
         clock=SystemClock(),
         metrics=RayHostMetrics(model, version) if metrics else None,
     )
+
+
+def _check_memory(config: VersionConfig, artifact: Path | None) -> None:
+    """The node's memory must hold the weights, before any of them is loaded. On a card they only pass through it."""
+    memory = read_node_memory()
+    if memory is None:
+        return
+    size = 0
+    if artifact is not None and not wants_gpu(config.resources):
+        files = [artifact] if artifact.is_file() else [path for path in artifact.rglob("*") if path.is_file()]
+        size = sum(path.stat().st_size for path in files)
+    check_free_memory(config.resources, weights_bytes=size, available_bytes=memory.available, total_bytes=memory.total)
 
 
 def _prepare_device(config: VersionConfig) -> str:

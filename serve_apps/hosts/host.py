@@ -23,6 +23,7 @@ from serve_apps.batching import BatchAnswer, Batcher, BatchPolicy
 from serve_apps.hosts.answers import as_answer, result_of
 from serve_apps.hosts.calling import ModelCaller, Work, nothing_sent
 from serve_apps.hosts.figures import Counts, HostMetrics, NoMetrics, resident_bytes
+from serve_apps.hosts.loading import load_within, where_threads_stand
 from serve_apps.protocol import InferRequest, InferResult, StreamChunk
 from serve_apps.providers.load import class_signature
 from serve_apps.signature import items_of
@@ -70,14 +71,11 @@ class Host:
     # ---- life ----
 
     async def start(self) -> None:
-        """Load in a thread (so that health checks go on), check the class, warm up. Raises `HeadraceError`."""
+        """Load in a thread (so that health checks go on), check the class, warm up. Raises `HeadraceError`, also when
+        all this takes longer than `start_timeout_s`."""
         began = self._clock.monotonic()
-        try:
-            self._model = await asyncio.to_thread(self._load)
-        except HeadraceError:
-            raise
-        except Exception as error:
-            raise ModelError(f"{self._label} could not be loaded: {type(error).__name__}: {error}") from error
+        limit_s = self._config.start_timeout_s
+        self._model = await load_within(self._load, limit_s=limit_s, label=self._label)
         own = class_signature(self._model)
         self._signature = self._declared or own or TASK_SIGNATURES.get(self._task)
         if self._signature is not None and "parameters" in self._signature.inputs:
@@ -93,7 +91,15 @@ class Host:
             queue=batching.queue,
             parallelism=caller.parallelism,
         )
-        await self._warm_up(caller)
+        try:
+            async with asyncio.timeout(max(0.0, limit_s - (self._clock.monotonic() - began))):
+                await self._warm_up(caller)
+        except TimeoutError:
+            place = where_threads_stand("model")
+            raise ModelError(
+                f"{self._label}: the warm-up did not end within start_timeout_s ({limit_s:g} s)"
+                + (f": it stands at {place}" if place else "")
+            ) from None
 
         async def run(works: list[Work]) -> Sequence[Any]:
             run_began = self._clock.monotonic()

@@ -45,7 +45,7 @@ def import_class(path: str) -> Any:
                 "or install it"
             ) from None
         raise InvalidConfig(f"class {path!r}: importing {module_name} needs {error.name!r}, not installed") from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InvalidConfig(f"class {path!r}: importing {module_name} failed: {_brief(error)}") from error
     found: Any = module
     for part in name.split("."):
@@ -170,6 +170,8 @@ def _construct(factory: Any, version: VersionConfig, around: Surroundings) -> An
         return factory(**arguments)
     except HeadraceError:
         raise
+    except SystemExit as error:
+        raise ModelError(f"{_name(factory)} could not be loaded: it called exit({error.code})") from error
     except Exception as error:
         raise ModelError(f"{_name(factory)} could not be loaded: {_brief(error)}") from error
 

@@ -11,8 +11,10 @@ from cluster.errors import Unavailable, Unprocessable
 from cluster.placement import (
     ACCELERATOR_LABEL,
     GPU_MEMORY_LABEL,
+    NODE_ID_LABEL,
     Node,
     check_free_gpu_memory,
+    check_free_memory,
     gpu_memory_gb,
     place,
     static_options,
@@ -26,10 +28,15 @@ ODD = Node(id="odd-node", resources={"CPU": 4, "GPU": 1}, labels={GPU_MEMORY_LAB
 
 
 def test_cpu_hosts_are_kept_off_gpu_nodes_when_there_are_others() -> None:
-    """A CPU host names the cards it must not sit beside, and only the other nodes qualify."""
+    """A CPU host names the cards it must not sit beside, known ones that may join later too, and the GPU nodes whose
+    card has no label."""
     placement = place(Resources(cpus=2), [CPU, H100, T4])
-    assert placement.options["label_selector"] == {ACCELERATOR_LABEL: "!in(H100,T4)"}
+    selector = placement.options["label_selector"]
+    assert {"H100", "T4", "A100", "L4"} <= set(selector[ACCELERATOR_LABEL].removeprefix("!in(").rstrip(")").split(","))
+    assert selector[NODE_ID_LABEL] == "!in(t4-node)"
     assert placement.nodes == ("cpu-node",)
+    assert placement.reason == "kept off the GPU nodes"
+    assert NODE_ID_LABEL not in place(Resources(cpus=2), [CPU]).options["label_selector"]
 
 
 def test_cpu_hosts_may_use_gpu_nodes_when_nothing_else_can_take_them() -> None:
@@ -57,7 +64,7 @@ def test_the_smallest_card_that_fits_is_taken() -> None:
     placement = place(Resources(cpus=1, vram_gb=10), [CPU, H100, T4])
     assert placement.nodes == ("t4-node",)
     assert placement.options["num_gpus"] == pytest.approx(0.6667)
-    assert placement.options["label_selector"] == {ACCELERATOR_LABEL: "T4"}
+    assert placement.options["accelerator_type"] == "T4"  # it has Ray's resource, and not Ray's label
     assert place(Resources(cpus=1, vram_gb=30), [CPU, H100, T4]).nodes == ("h100-node",)
 
 
@@ -69,10 +76,49 @@ def test_a_model_larger_than_a_card_takes_several() -> None:
 def test_a_card_can_be_asked_for_by_type_and_memory_by_label() -> None:
     """`accelerator` narrows the nodes; a label tells the memory of a card that the table does not know."""
     placement = place(Resources(cpus=1, vram_gb=10, accelerator="H100"), [H100, T4])
-    assert placement.options["accelerator_type"] == "H100"
+    assert placement.options["label_selector"] == {ACCELERATOR_LABEL: "H100"}
     assert placement.nodes == ("h100-node",)
     assert gpu_memory_gb(ODD) == 48
-    assert place(Resources(cpus=1, vram_gb=12), [ODD]).options["num_gpus"] == 0.25
+    odd = place(Resources(cpus=1, vram_gb=12), [ODD]).options
+    assert odd["num_gpus"] == 0.25
+    assert odd["label_selector"] == {GPU_MEMORY_LABEL: "48"}
+
+
+def test_a_share_names_the_card_it_was_computed_for() -> None:
+    """A quarter of the one card there is must not become a quarter of a smaller one that joins later."""
+    placement = place(Resources(cpus=1, vram_gb=20, labels={"zone": "!b"}), [CPU, H100])
+    assert placement.options["label_selector"] == {ACCELERATOR_LABEL: "H100", "zone": "!b"}
+
+
+def test_cards_of_one_kind_and_different_memory_are_told_apart() -> None:
+    """The label of the memory decides where the kind does not, and the node's own name where nothing else does."""
+    small, large = (
+        Node(
+            id=f"n{gib}",
+            resources={"CPU": 4, "GPU": 1},
+            labels={ACCELERATOR_LABEL: "A100", GPU_MEMORY_LABEL: f"{gib}"},
+        )
+        for gib in (39, 79)
+    )
+    placement = place(Resources(cpus=1, vram_gb=20), [small, large])
+    assert placement.options["label_selector"] == {GPU_MEMORY_LABEL: "39"}
+    unlabelled = Node(id="n0", resources={"CPU": 4, "GPU": 1}, labels={ACCELERATOR_LABEL: "A100"})
+    placement = place(Resources(cpus=1, vram_gb=20), [unlabelled, large])
+    assert placement.options["label_selector"] == {NODE_ID_LABEL: "n0"}
+    too_small = Node(id="n1", resources={"CPU": 0.5, "GPU": 1}, labels={ACCELERATOR_LABEL: "A100"})
+    placement = place(Resources(cpus=1, vram_gb=20), [unlabelled, too_small])
+    assert placement.options["label_selector"] == {ACCELERATOR_LABEL: "A100"}
+
+
+def test_nodes_that_the_autoscaler_may_add_count() -> None:
+    """What fits only on a kind of node that is not there yet is no impossible request, and such a node is named."""
+    group = Node(id="gpu-workers", resources={"CPU": 8, "GPU": 1, "accelerator_type:L4": 1}, addable=True)
+    placement = place(Resources(cpus=4, vram_gb=11, labels={"zone": "a"}), [CPU, group])
+    assert placement.options["num_gpus"] == 0.5
+    assert placement.options["label_selector"] == {ACCELERATOR_LABEL: "L4", "zone": "a"}
+    assert place(Resources(cpus=2), [CPU, group]).nodes == ("cpu-node",)
+    with pytest.raises(Unprocessable, match=r"nodes of gpu-workers, which may be added: 8 CPU, 1 GPU \(L4\)"):
+        place(Resources(cpus=9), [CPU, group])
 
 
 @pytest.mark.parametrize(
@@ -141,6 +187,18 @@ def test_really_free_memory_is_checked_before_loading() -> None:
     check_free_gpu_memory(Resources(gpus=1), free_bytes=0, total_bytes=79 * GIB, card="H100")
     with pytest.raises(Unavailable, match=r"H100 has 3\.0 GiB free of 79\.0 GiB, .* vram_gb: 10"):
         check_free_gpu_memory(Resources(vram_gb=10), free_bytes=3 * GIB, total_bytes=79 * GIB, card="H100")
+
+
+def test_the_memory_of_the_node_is_checked_before_loading() -> None:
+    """Weights for which the node has no memory are refused with the figures, for ever or for now."""
+    check_free_memory(Resources(), weights_bytes=0, available_bytes=0, total_bytes=8 * GIB)
+    check_free_memory(Resources(), weights_bytes=2 * GIB, available_bytes=2 * GIB, total_bytes=8 * GIB)
+    with pytest.raises(
+        Unprocessable, match=r"has weights of 9\.00 GiB, .* 6\.00 GiB available of 8\.00 GiB: it can never"
+    ):
+        check_free_memory(Resources(), weights_bytes=9 * GIB, available_bytes=6 * GIB, total_bytes=8 * GIB)
+    with pytest.raises(Unavailable, match=r"declares memory of 4\.00 GiB, and its node has 3\.00 GiB available"):
+        check_free_memory(Resources(memory=4 * GIB), weights_bytes=GIB, available_bytes=3 * GIB, total_bytes=8 * GIB)
 
 
 def test_options_without_a_node_list() -> None:
