@@ -165,6 +165,10 @@ class BlockingBlobs:
     ) -> BlobRef:
         return self._wait(self._store.put(data, media_type=media_type, name=name, spilled=spilled))
 
+    def put_at(self, key: str, data: bytes) -> None:
+        """Write an object that is no blob, over what was there."""
+        self._wait(self._store.bucket.put(key, data))
+
     def put_json(self, value: Any, *, name: str | None = None, spilled: bool = False) -> BlobRef:
         return self._wait(self._store.put_json(value, name=name, spilled=spilled))
 

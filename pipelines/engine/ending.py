@@ -15,7 +15,7 @@ from pipelines.engine.state import RUN_OUTPUT
 from pipelines.engine.states import RunState, StepState
 from pipelines.spec.values import ValueNeeded
 
-__all__ = ["cancel_run", "fail_run", "fail_step", "finish_run", "in_flight", "stop"]
+__all__ = ["cancel_run", "fail_run", "fail_step", "finish_run", "in_flight", "stop", "under_way_s"]
 
 _InFlight = tuple[str, int | None, int, str | None]
 """(step id, item, fence, child run id)."""
@@ -30,6 +30,11 @@ def in_flight(run: Run, index: int, step: Step) -> list[_InFlight]:
     if step.items is not None:
         found += [(step_id, item, u.fence, u.child) for item, u in step.items.units.items() if u.fence]
     return found
+
+
+def under_way_s(core: Core, step: Step) -> float:
+    """How long a step that ends by no attempt of its own (a `foreach`, a `loop`, an approval) has been under way."""
+    return max(core.now - step.started_at, 0.0) if step.started_at else 0.0
 
 
 def stop(core: Core, run: Run, attempts: list[_InFlight], reason: str) -> None:
@@ -120,6 +125,8 @@ def fail_step(
 ) -> None:
     """A step failed for good: `on_error` says what that means."""
     planned, step = run.plan.steps[index], run.steps[index]
+    if not fence:
+        duration_s = under_way_s(core, step)
     attempts = [a for a in in_flight(run, index, step) if a[2] != fence]
     action = planned.spec.on_error.action
     core.feeds.pop((run.id, index), None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import orjson
@@ -18,6 +18,7 @@ from pipelines.engine.commands import Decision, RunEnded
 from pipelines.engine.core import Breaker, Core, EngineLimits
 from pipelines.engine.ending import cancel_run, fail_run, fail_step, stop
 from pipelines.engine.invariants import check
+from pipelines.engine.item_view import attempts_in_flight, item_page
 from pipelines.engine.plan import Plan, definition_digest, spec_to_dict
 from pipelines.engine.recover import recover_run
 from pipelines.engine.render import check_input, error_dict
@@ -333,6 +334,33 @@ class Engine:
     def view(self, run_id: str) -> dict[str, Any]:
         """A run as users see it: state, steps, why each one waits, progress, outputs, errors. Raises `NotFound`."""
         return run_view(self._core.state.run(run_id))
+
+    def item_page(
+        self, run_id: str, step_id: str, *, states: Collection[str] = (), after: int = -1, limit: int = 100
+    ) -> dict[str, Any]:
+        """Items of a `foreach` in memory, see `item_view.item_page`. Raises `NotFound`, `Conflict`."""
+        run, index, _ = self._core.state.find(run_id, step_id)
+        return item_page(run, index, states=states, after=after, limit=limit)
+
+    def item_page_of_record(
+        self,
+        record: Mapping[str, Any],
+        step_id: str,
+        *,
+        states: Collection[str] = (),
+        after: int = -1,
+        limit: int = 100,
+    ) -> dict[str, Any]:
+        """As `item_page`, for a run that is only in the archive."""
+        run = Run.load(record, self._core.state.plan(record["digest"]))
+        index = run.plan.index.get(step_id)
+        if index is None:
+            raise NotFound(f"run {run.id} of workflow {run.workflow!r} has no step {step_id!r}")
+        return item_page(run, index, states=states, after=after, limit=limit)
+
+    def attempts_in_flight(self, run_id: str) -> list[dict[str, Any]]:
+        """What of a run in memory runs now: `{step, item, attempt, fence, started_at}`. Raises `NotFound`."""
+        return attempts_in_flight(self._core.state.run(run_id))
 
     def view_of_record(self, record: Mapping[str, Any]) -> dict[str, Any]:
         """As `view`, for a run that is only in the archive."""

@@ -16,6 +16,10 @@ from pipelines.spec.templates import Template
 __all__ = ["build_attempt", "check_input", "context", "error_dict", "render_input", "run_output", "step_context"]
 
 Values = Mapping[str, Any]
+ALL_ITEMS_BYTES = 16 << 20
+"""Results of one `foreach` that are kept in line, all together."""
+MIN_ITEM_BYTES = 1 << 10
+ITEM_BYTES = 64 << 10
 _JSON_TYPES: Mapping[str, tuple[type, ...]] = {
     "string": (str,),
     "integer": (int,),
@@ -157,8 +161,14 @@ def build_attempt(
         # Equal seeds for all items would give equal samples for equal prompts.
         seed=None if seed is None else seed + (item or 0),
         priority=planned.priority if planned.priority is not None else run.priority,
+        inline_bytes=None if step.items is None else item_bytes(len(step.items.states)),
     )
     return made, breaker
+
+
+def item_bytes(count: int) -> int:
+    """How large one of `count` results of a `foreach` may be to be kept in line: they are in memory all at once."""
+    return min(ITEM_BYTES, max(MIN_ITEM_BYTES, ALL_ITEMS_BYTES // max(count, 1)))
 
 
 def run_output(run: Run, values: Values) -> Any:

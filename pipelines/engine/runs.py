@@ -6,6 +6,7 @@ people about why something does not run now, forgotten in snapshots.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping
 from typing import Any
 
@@ -64,17 +65,28 @@ class Unit:
 
 
 class Items:
-    """Progress of a `foreach`: one byte per item, results in the items' order, a `Unit` only while an item is tried."""
+    """Progress of a `foreach`: one byte per item, results in the items' order, a `Unit` only while an item is tried.
 
-    __slots__ = ("done", "errors", "failed", "outputs", "states", "units")
+    `attempts` and `took` (ms of the last attempt) are of items that have ended.
+    """
+
+    __slots__ = ("attempts", "done", "errors", "failed", "outputs", "states", "took", "units")
 
     def __init__(self, count: int):
         self.states = bytearray(count)
         self.outputs: list[Any] = [None] * count
         self.errors: dict[int, Any] = {}
         self.units: dict[int, Unit] = {}
+        self.attempts = array("H", bytes(2 * count))
+        self.took = array("I", bytes(4 * count))
         self.done = 0
         self.failed = 0
+
+    def note_end(self, item: int, duration_s: float) -> None:
+        """Keep for people how an item's last attempt went."""
+        unit = self.units.get(item)
+        self.attempts[item] = min(unit.attempt if unit is not None else 0, 0xFFFF)
+        self.took[item] = min(round(max(duration_s, 0.0) * 1000), 0xFFFFFFFF)
 
     def dump(self) -> dict[str, Any]:
         """As JSON."""
@@ -83,6 +95,8 @@ class Items:
             "outputs": self.outputs,
             "errors": {str(k): v for k, v in self.errors.items()},
             "units": {str(k): raw for k, u in self.units.items() if (raw := u.dump())},
+            "attempts": self.attempts.tolist(),
+            "took": self.took.tolist(),
         }
 
     @classmethod
@@ -93,6 +107,9 @@ class Items:
         items.outputs = list(raw["outputs"])
         items.errors = {int(k): v for k, v in raw["errors"].items()}
         items.units = {int(k): Unit.load(v) for k, v in raw["units"].items()}
+        count = len(items.states)
+        items.attempts = array("H", raw.get("attempts") or bytes(2 * count))
+        items.took = array("I", raw.get("took") or bytes(4 * count))
         items.done = items.states.count(2) + items.states.count(3)
         items.failed = items.states.count(3)
         return items

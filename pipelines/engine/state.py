@@ -323,6 +323,7 @@ class State:
         items = self._item(run, index, step, e.item, "ItemSucceeded")
         self._check_fence(step, e.item, e.fence, f"a result of item {e.item} of step {e.step_id}")
         items.outputs[e.item] = e.output
+        items.note_end(e.item, e.duration_s)
         items.done += 1
         del items.units[e.item]
         step.chosen = e.chosen
@@ -336,6 +337,7 @@ class State:
         if e.fence:
             self._check_fence(step, e.item, e.fence, f"a failure of item {e.item} of step {e.step_id}")
         items.errors[e.item] = e.error
+        items.note_end(e.item, e.duration_s)
         items.done += 1
         items.failed += 1
         items.units.pop(e.item, None)
@@ -360,7 +362,7 @@ class State:
             step.output = e.output
         step.chosen = e.chosen or step.chosen
         step.log = e.log or step.log
-        step.duration_s += e.duration_s
+        _add_duration(step, e)
         self._end(run, index, step, e.at)
 
     def on_StepFailed(self, e: ev.StepFailed) -> None:
@@ -372,7 +374,7 @@ class State:
         step.error = e.error
         step.handled = e.handled
         step.log = e.log or step.log
-        step.duration_s += e.duration_s
+        _add_duration(step, e)
         if e.handled == "fail":
             run.broken += 1
         self._end(run, index, step, e.at)
@@ -417,6 +419,14 @@ def unit_of(step: Step, item: int | None) -> Unit:
     if unit is None:
         unit = step.items.units[item] = Unit()
     return unit
+
+
+def _add_duration(step: Step, e: ev.StepSucceeded | ev.StepFailed) -> None:
+    """A step with items or rounds of its own took as long as it was under way, not the sum of them."""
+    if e.fence or not e.duration_s:
+        step.duration_s += e.duration_s
+    else:
+        step.duration_s = e.duration_s
 
 
 def _forget_attempts(step: Step) -> None:

@@ -12,7 +12,7 @@ from cluster.errors import HeadraceError
 from pipelines.engine import events as ev
 from pipelines.engine.attempts import queue_unit
 from pipelines.engine.core import Core, Feed
-from pipelines.engine.ending import fail_step, finish_run
+from pipelines.engine.ending import fail_step, finish_run, under_way_s
 from pipelines.engine.plan import PlanStep
 from pipelines.engine.render import context, error_dict
 from pipelines.engine.runs import Run, Step
@@ -190,7 +190,11 @@ def feed(core: Core, run: Run, index: int, planned: PlanStep, step: Step) -> Non
             return
     if items.done == count:
         core.feeds.pop((run.id, index), None)
-        core.emit(ev.StepSucceeded(run_id=run.id, step_id=planned.id, output=None, at=core.now))
+        core.emit(
+            ev.StepSucceeded(
+                run_id=run.id, step_id=planned.id, output=None, at=core.now, duration_s=under_way_s(core, step)
+            )
+        )
         return
     waiting = core.feeds.get((run.id, index))
     if waiting is None:
@@ -247,7 +251,11 @@ def _next_round(core: Core, run: Run, index: int, planned: PlanStep, step: Step)
             return
     exhausted = step.iteration >= spec.max_iterations
     if over or (exhausted and (planned.until is None or spec.on_exhausted == "continue")):
-        core.emit(ev.StepSucceeded(run_id=run.id, step_id=planned.id, output=None, at=core.now))
+        core.emit(
+            ev.StepSucceeded(
+                run_id=run.id, step_id=planned.id, output=None, at=core.now, duration_s=under_way_s(core, step)
+            )
+        )
     elif exhausted:
         message = f"`until` did not hold after {spec.max_iterations} iterations: {spec.until}"
         fail_step(core, run, index, error_dict("loop_exhausted", message))

@@ -30,6 +30,9 @@ class BucketBlobs:
     def put_file_blocking(self, path: Path, *, media_type: str, name: str) -> dict[str, Any]:
         return self._blobs.put_file(path, media_type=media_type, name=name).to_json()
 
+    def put_log_blocking(self, key: str, text: bytes) -> None:
+        self._blobs.put_at(key, text)
+
     def close(self) -> None:
         self._blobs.close()
 

@@ -14,43 +14,48 @@ import threading
 from types import TracebackType
 from typing import ClassVar, TextIO
 
+from cluster.cut_text import gap
+
 __all__ = ["BoundedText", "OutputCapture"]
 
 
 class BoundedText:
-    """Bytes added at the end; only the first and the last half of `limit` are kept."""
+    """Bytes added at the end; only the first and the last half of `limit` are kept. Another thread may read them."""
 
     def __init__(self, limit: int):
+        self._lock = threading.Lock()
         self._half = max(limit // 2, 1)
         self._head = bytearray()
         self._tail = bytearray()
         self.total = 0
 
     def add(self, data: bytes) -> None:
-        self.total += len(data)
-        room = self._half - len(self._head)
-        if room > 0:
-            self._head += data[:room]
-            data = data[room:]
-        if data:
-            self._tail += data[-self._half :]
-            if len(self._tail) > 2 * self._half:
-                del self._tail[: -self._half]
+        with self._lock:
+            self.total += len(data)
+            room = self._half - len(self._head)
+            if room > 0:
+                self._head += data[:room]
+                data = data[room:]
+            if data:
+                self._tail += data[-self._half :]
+                if len(self._tail) > 2 * self._half:
+                    del self._tail[: -self._half]
 
     def value(self) -> bytes:
         """All of it, or the two ends with a line between them that says how much is missing."""
-        tail = bytes(self._tail[-self._half :])
-        missing = self.total - len(self._head) - len(tail)
+        with self._lock:
+            head, tail = bytes(self._head), bytes(self._tail[-self._half :])
+            missing = self.total - len(head) - len(tail)
         if missing <= 0:
-            return bytes(self._head) + tail
-        return bytes(self._head) + f"\n… {missing} bytes left out …\n".encode() + tail
+            return head + tail
+        return head + gap(missing) + tail
 
 
 class OutputCapture:
     """`with OutputCapture(limit) as capture: …`, then `capture.text()`. One at a time in a process."""
 
     def __init__(self, limit: int):
-        self._kept = BoundedText(limit)
+        self.kept = BoundedText(limit)
 
     def __enter__(self) -> OutputCapture:
         _flush(sys.stdout, sys.stderr)
@@ -64,7 +69,7 @@ class OutputCapture:
             io.BufferedWriter(io.FileIO(write_end, "w", closefd=True)), encoding="utf-8", errors="backslashreplace"
         )
         sys.stdout = sys.stderr = self._stream
-        _Drainer.of_process().add(self._read_end, self._kept)
+        _Drainer.of_process().add(self._read_end, self.kept)
         return self
 
     def __exit__(
@@ -83,7 +88,7 @@ class OutputCapture:
 
     def text(self) -> bytes:
         """What was printed, UTF-8, within the bound."""
-        return self._kept.value()
+        return self.kept.value()
 
 
 class _Drainer:

@@ -55,7 +55,8 @@ async def call_models(
         )
         took = time.monotonic() - started
         for (index, _), (result, chosen) in zip(sendable, answers, strict=True):
-            outcomes[index] = await _outcome(attempts[index], result, chosen, blobs, threshold, limit, took)
+            room = min(threshold, attempts[index].inline_bytes or threshold)
+            outcomes[index] = await _outcome(attempts[index], result, chosen, blobs, room, limit, took)
     return outcomes
 
 

@@ -41,6 +41,8 @@ class Attempt:
     resources: Resources = field(default_factory=Resources)
     seed: int | None = None
     priority: int | None = None
+    inline_bytes: int | None = None
+    """Bytes of JSON of its result that may be kept in line; None: as the configuration says."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +50,7 @@ class Outcome:
     """How an attempt ended. `output` is JSON-like, large parts already replaced by blob references.
 
     `error` has the form of `HeadraceError.to_dict()`; `chosen` says which model, version and rule answered;
-    `log` is the blob reference of what the step printed.
+    `log` says where what the step printed stands: `{"key": …, "size": bytes}`.
     """
 
     status: Literal["success", "failed", "timeout", "cancelled"]

@@ -30,6 +30,8 @@ from pipelines.executor.bundles import BundleCache
 from pipelines.executor.capture import OutputCapture
 from pipelines.executor.context import Context
 from pipelines.executor.errors import ScriptNotFound, StepError, StepExited, StepTimeout
+from pipelines.executor.live_log import LiveLog
+from pipelines.executor.log_keys import log_key
 from pipelines.executor.port import Attempt, Outcome
 from pipelines.executor.values import Blobs, File, pack_output, resolve
 
@@ -41,12 +43,14 @@ MAX_MESSAGE_CHARS = 2_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunnerLimits:
-    """Bytes of JSON kept in line, of one result, and of one attempt's log; seconds from timeout to being killed."""
+    """Bytes of JSON kept in line, of one result, and of one attempt's log; seconds from timeout to being killed, and
+    between two writes of a running step's log."""
 
     blob_threshold: int = 64 * 1024
     max_output: int = 256 * 1024 * 1024
     max_log: int = 1024 * 1024
     kill_grace_s: float = 5.0
+    live_log_s: float = 2.0
 
 
 class _TimedOut(BaseException):
@@ -73,16 +77,18 @@ class ScriptRunner:
         started = time.monotonic()
         scratch = _Scratch()
         capture = OutputCapture(self.limits.max_log)
+        key = log_key(attempt)
+        live = LiveLog(capture.kept, lambda text: self.blobs.put_log_blocking(key, text), self.limits.live_log_s)
         output: Any = None
         error: HeadraceError | None = None
         status = "success"
         try:
             with _time_limit(attempt.timeout_s, self.limits.kill_grace_s):
-                with capture:
+                with live, capture:
                     result = self._call(attempt, callable_path, scratch)
                 output = pack_output(
                     result,
-                    threshold=self.limits.blob_threshold,
+                    threshold=min(self.limits.blob_threshold, attempt.inline_bytes or self.limits.blob_threshold),
                     limit=self.limits.max_output,
                     put=lambda data, media, name: self.blobs.put_blocking(data, media_type=media, name=name),
                     name=attempt.step_id,
@@ -95,13 +101,16 @@ class ScriptRunner:
                 f"step {attempt.step_id} ran longer than its timeout of {attempt.timeout_s:g} s",
                 details={"timeout_s": attempt.timeout_s},
             )
+        except KeyboardInterrupt:
+            _keep_log(live, key, None)
+            raise
         finally:
             scratch.close()
         return Outcome(
             status=status,  # type: ignore[arg-type]
             output=output,
             error=None if error is None else error.to_dict(),
-            log=self._keep_log(attempt, capture, error),
+            log=_keep_log(live, key, error),
             duration_s=time.monotonic() - started,
         )
 
@@ -198,21 +207,6 @@ class ScriptRunner:
         loaded = self._loaded[key] = (function, _accepted_arguments(function, name))
         return loaded
 
-    def _keep_log(
-        self, attempt: Attempt, capture: OutputCapture, error: HeadraceError | None
-    ) -> Mapping[str, Any] | None:
-        text = capture.text()
-        if error is not None and "traceback" in error.details:
-            text += ("\n" if text and not text.endswith(b"\n") else "").encode() + error.details["traceback"].encode()
-        if not text:
-            return None
-        try:
-            return self.blobs.put_blocking(
-                text, media_type="text/plain", name=f"{attempt.step_id}-{attempt.attempt}.log"
-            )
-        except StorageError:
-            return None  # a log must not fail a step that is done
-
 
 class _Scratch:
     """The attempt's own folder, made when it is first asked for."""
@@ -228,6 +222,16 @@ class _Scratch:
     def close(self) -> None:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _keep_log(live: LiveLog, key: str, error: HeadraceError | None) -> Mapping[str, Any] | None:
+    """Where the attempt's log stands; None for an empty one."""
+    trace = b"" if error is None else str(error.details.get("traceback", "")).encode()
+    try:
+        size = live.end(trace)
+    except StorageError:
+        return None  # a log must not fail a step that is done
+    return {"key": key, "size": size} if size else None
 
 
 async def _await(value: Any) -> Any:

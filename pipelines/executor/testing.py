@@ -21,9 +21,10 @@ Answer = Outcome | BaseException | Callable[[Attempt], Any] | Any
 
 @dataclass
 class MemoryBlobs:
-    """`Blobs` in a dict, by SHA-256."""
+    """`Blobs` in a dict, by SHA-256; logs by their key."""
 
     data: dict[str, bytes] = field(default_factory=dict)
+    logs: dict[str, bytes] = field(default_factory=dict)
 
     def get_blocking(self, reference: Mapping[str, Any]) -> bytes:
         try:
@@ -41,6 +42,9 @@ class MemoryBlobs:
 
     def put_file_blocking(self, path: Path, *, media_type: str, name: str) -> dict[str, Any]:
         return self.put_blocking(path.read_bytes(), media_type=media_type, name=name)
+
+    def put_log_blocking(self, key: str, text: bytes) -> None:
+        self.logs[key] = text
 
 
 @dataclass

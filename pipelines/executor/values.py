@@ -55,6 +55,10 @@ class Blobs(BlobReader, Protocol):
         """The same for a local file of any size."""
         ...
 
+    def put_log_blocking(self, key: str, text: bytes) -> None:
+        """Writes a log under its key (`log_keys.py`), over what was there. Raises `StorageError`."""
+        ...
+
 
 class File:
     """A file of a run as a script sees it. The bytes are fetched when they are first asked for.

@@ -10,12 +10,14 @@ import orjson
 
 from cluster.errors import InvalidInput, NotFound
 from pipelines.engine.plan import Plan
+from pipelines.executor.log_keys import run_prefix
 from pipelines.run_store.history import History
 from pipelines.run_store.housekeeping import ENDED
 from pipelines.run_store.kernel import Kernel
 from pipelines.run_store.memory import Entry
 from pipelines.run_store.runids import created_ms, order_key, ulid_floor
 from pipelines.run_store.settings import StoreSettings
+from pipelines.run_store.shown import STEP_ENDED, log_page, trimmed
 
 __all__ = ["RunReader"]
 
@@ -29,7 +31,11 @@ class RunReader:
     settings: StoreSettings
 
     async def get(self, run_id: str) -> dict[str, Any]:
-        """One run with its steps. Raises `NotFound`."""
+        """One run with its steps; values that are too large to look at are left out and `output_url` says where they
+        are. Raises `NotFound`."""
+        return trimmed(await self._whole(run_id))
+
+    async def _whole(self, run_id: str) -> dict[str, Any]:
         kernel = self.kernel
         kernel.check_open()
         if run_id in kernel.engine:
@@ -87,20 +93,61 @@ class RunReader:
                 entry.waiters.remove(waiter)
         return self._live_page(entry, after)
 
-    async def logs(self, run_id: str, step_id: str = "*") -> dict[str, Any]:
-        """Blob references of what a step (`*`: every step) printed. Raises `NotFound`."""
-        view = await self.get(run_id)
+    async def logs(self, run_id: str, step_id: str = "*", query: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """What a step (`*`: every step) printed, one entry per attempt, by step, item and order of the attempts.
+
+        `query`: `{item?, attempt?, limit?, cursor?}` → `{attempts: [{step, item, attempt, fence, running, log}],
+        next_cursor, done}`; `log` says where it stands, `done` that no attempt comes any more. A running attempt is
+        there once it has printed something. Raises `NotFound`.
+        """
+        kernel = self.kernel
+        asked = dict(query or {})
+        view = await self._whole(run_id)
         steps = [step for step in view["steps"] if step_id in ("*", step["id"])]
         if not steps:
             known = ", ".join(step["id"] for step in view["steps"])
             raise NotFound(f"the run {run_id} has no step {step_id!r} (it has: {known})")
-        return {
-            "attempts": [
-                {"step": step["id"], "item": None, "attempt": step.get("attempts", 0), "log": step.get("log")}
-                for step in steps
-                if step.get("log") is not None or step_id != "*"
-            ]
-        }
+        one = None if step_id == "*" else step_id
+        prefix = run_prefix(run_id, one, asked.get("item"))
+        keys = await kernel.bucket.list(prefix)
+        running = {a["fence"] for a in kernel.engine.attempts_in_flight(run_id)} if run_id in kernel.engine else set()
+        return log_page(
+            keys,
+            steps,
+            running=running,
+            item=asked.get("item"),
+            attempt=asked.get("attempt"),
+            cursor=asked.get("cursor"),
+            limit=max(1, min(int(asked.get("limit") or PAGE), PAGE)),
+            done=view["state"] in ENDED or all(step["state"] in STEP_ENDED for step in steps),
+        )
+
+    async def items(self, run_id: str, step_id: str, query: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Items of a `foreach`: `{state?, limit?, cursor?}` → `{items: [{item, state, attempts, duration_s?, error?,
+        output? or output_bytes?, …}], next_cursor}`. Raises `NotFound`, `Conflict`."""
+        kernel = self.kernel
+        kernel.check_open()
+        asked = dict(query or {})
+        states = asked.get("state") or ()
+        wanted = frozenset({states} if isinstance(states, str) else states)
+        after = int(asked.get("cursor", -1))
+        limit = max(1, min(int(asked.get("limit") or 100), PAGE))
+        if run_id in kernel.engine:
+            page = kernel.engine.item_page(run_id, step_id, states=wanted, after=after, limit=limit)
+            await kernel.wait(kernel.memory.entries[run_id].last, timeout_s=self.settings.read_timeout_s)
+            return page
+        record = await self.archived_record(run_id)
+        return kernel.engine.item_page_of_record(record, step_id, states=wanted, after=after, limit=limit)
+
+    async def output(self, run_id: str, step_id: str | None = None) -> dict[str, Any]:
+        """The state and the whole output of a run, or of one of its steps: `{state, output}`. Raises `NotFound`."""
+        view = await self._whole(run_id)
+        if step_id is None:
+            return {"state": view["state"], "output": view["output"]}
+        for step in view["steps"]:
+            if step["id"] == step_id:
+                return {"state": step["state"], "output": step["output"]}
+        raise NotFound(f"the run {run_id} has no step {step_id!r}")
 
     async def workflows(self) -> list[dict[str, Any]]:
         """The newest definition of every workflow, in short."""

@@ -259,7 +259,7 @@ class RunStore(RunReader):
 
     async def replay_webhook(self, run_id: str) -> dict[str, Any]:
         """Send the message of a run's end again, with the same id. Raises `Conflict` when there is none."""
-        view = await self.get(run_id)
+        view = await self._whole(run_id)
         url = (view.get("webhook") or {}).get("url")
         if not url:
             raise Conflict(f"run {run_id} was submitted without a webhook")

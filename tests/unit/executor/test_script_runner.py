@@ -59,7 +59,7 @@ class Bench:
         return self.runner.run(self.attempt(script, value, timeout_s, **more))
 
     def log(self, outcome: Outcome) -> str:
-        return "" if outcome.log is None else self.blobs.get_blocking(outcome.log).decode()
+        return "" if outcome.log is None else self.blobs.logs[outcome.log["key"]].decode()
 
 
 @pytest.fixture
