@@ -24,6 +24,7 @@ __all__ = [
     "release_start",
     "release_status",
     "releases",
+    "reset_breaker",
     "retire",
     "revoke_key",
     "status",
@@ -95,6 +96,10 @@ def record_promotion(model: str, version: str, reason: str) -> Call[Any]:
 
 def breakers() -> Call[Any]:
     return admin("GET", "/admin/breakers")
+
+
+def reset_breaker(target: str) -> Call[Any]:
+    return admin("POST", "/admin/breakers/reset", {"target": target})
 
 
 def keys() -> Call[Any]:

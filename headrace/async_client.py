@@ -358,7 +358,12 @@ class AsyncClient:
         return dict(await self._do(admin.record_promotion(model, version, reason)))
 
     async def breakers(self) -> list[dict[str, Any]]:
+        """Circuit breakers that have ever opened: `model:NAME:VERSION` and `http:HOST`."""
         return list((await self._do(admin.breakers()))["breakers"])
+
+    async def reset_breaker(self, target: str) -> dict[str, Any]:
+        """Close a breaker now, as `breakers` names it."""
+        return dict(await self._do(admin.reset_breaker(target)))
 
     async def keys(self) -> list[dict[str, Any]]:
         return list((await self._do(admin.keys()))["keys"])

@@ -383,7 +383,12 @@ class Client:
         return dict(self._do(admin.record_promotion(model, version, reason)))
 
     def breakers(self) -> list[dict[str, Any]]:
+        """Circuit breakers that have ever opened: `model:NAME:VERSION` and `http:HOST`."""
         return list(self._do(admin.breakers())["breakers"])
+
+    def reset_breaker(self, target: str) -> dict[str, Any]:
+        """Close a breaker now, as `breakers` names it."""
+        return dict(self._do(admin.reset_breaker(target)))
 
     def keys(self) -> list[dict[str, Any]]:
         return list(self._do(admin.keys())["keys"])

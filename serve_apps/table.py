@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from cluster.config.models import ModelConfig, RouteConfig, Signature
 
-__all__ = ["ApiKey", "ModelEntry", "RoutingTable", "VersionEntry"]
+__all__ = ["ApiKey", "HostEntry", "ModelEntry", "RoutingTable", "VersionEntry"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +52,17 @@ class ApiKey:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HostEntry:
+    """The breaker of an http host. `since`: outcomes of calls begun under an older revision say nothing about it.
+    `probes`: how many calls may try a half-open one at a time, over all shards."""
+
+    state: Literal["open", "half_open"]
+    open_until: float | None
+    since: int
+    probes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RoutingTable:
     """`revision` only grows; a router replaces its table by any newer one and asks for nothing else."""
 
@@ -65,4 +76,6 @@ class RoutingTable:
     max_body_bytes: int = 32 * 1024 * 1024
     default_timeout_s: float = 60.0
     run_store_shards: int = 1
+    hosts: Mapping[str, HostEntry] = field(default_factory=dict)
+    """Http hosts (`name[:port]`) whose breaker is not closed; for the run stores, routers call no hosts."""
     settings: Mapping[str, Any] = field(default_factory=dict)

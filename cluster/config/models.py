@@ -385,4 +385,7 @@ class Config(Strict):
     queues: dict[str, QueueConfig] = Field(default_factory=dict)
     webhooks: WebhooksConfig = WebhooksConfig()
     outbound_allow: tuple[str, ...] = ()
+    outbound_breaker: BreakerConfig = Field(
+        default=BreakerConfig(), description="of each host that http_request steps call"
+    )
     limits: LimitsConfig = LimitsConfig()

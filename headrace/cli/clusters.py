@@ -108,6 +108,8 @@ def status(json: Json = False) -> None:
         say(f"router {router['id']}: heard of {router['seconds_ago']:g} s ago{behind}")
     for model, release in (seen.get("releases") or {}).items():
         say(f"release {release} of {model} is in progress: headrace release status {model}")
+    for state_now, targets in (seen.get("breakers") or {}).items():
+        say(f"breaker {state_now}: {', '.join(targets)} (headrace breakers)")
     rows = [
         [model["name"], version["version"], version["status"], f"{version.get('weight', 0):g} %", ago(version["since"])]
         for model in models

@@ -13,7 +13,7 @@ from cluster.errors import HeadraceError
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["ago", "exit_code", "fail", "note", "print_json", "print_table", "say", "short"]
+__all__ = ["ago", "exit_code", "fail", "note", "print_json", "print_table", "say", "short", "time_left"]
 
 
 def say(text: str = "") -> None:
@@ -105,6 +105,14 @@ def ago(at: float | None) -> str:
         if seconds >= size:
             return f"{seconds / size:.0f} {unit} ago"
     return f"{seconds:.0f} s ago"
+
+
+def time_left(at: float | None) -> str:
+    """`12 s` until a wall time, `now` when it has come."""
+    if not at:
+        return "–"
+    seconds = at - time.time()
+    return f"{seconds:.0f} s" if seconds >= 1 else "now"
 
 
 def exit_code(error: HeadraceError) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from serve_apps.control import events as e
-from serve_apps.control.breaker import BreakerSnapshot
+from serve_apps.control.breaker import BreakerSnapshot, BreakerState
 from serve_apps.control.release import Release, ReleasePlan, ReleaseState, next_state
 from serve_apps.control.samples import Counts
 from serve_apps.control.state import (
@@ -28,6 +28,8 @@ __all__ = ["apply"]
 KEPT_DEPLOYMENTS = 50
 KEPT_RELEASES = 200
 KEPT_FEEDBACK_IDS = 20_000
+KEPT_CLOSED_HOSTS = 1000
+"""Hosts come from rendered URLs, so there is no end to their names."""
 
 
 def apply(state: ControlState, event: Any) -> None:
@@ -276,7 +278,16 @@ def _release_observed(state: ControlState, event: e.ReleaseObserved) -> None:
 
 def _breaker(state: ControlState, event: e.BreakerMoved) -> None:
     snapshot = BreakerSnapshot.model_validate(event.snapshot)
+    # The newest move last, so that the hosts that have been well for longest are forgotten first.
+    state.breakers.pop(event.target, None)
     state.breakers[event.target] = snapshot.model_copy(update={"since_revision": state.revision + 1})
+    hosts = [
+        target
+        for target, known in state.breakers.items()
+        if target.startswith("http:") and known.state is BreakerState.CLOSED
+    ]
+    for target in hosts[: max(0, len(hosts) - KEPT_CLOSED_HOSTS)]:
+        del state.breakers[target]
 
 
 def _promotion(state: ControlState, event: e.PromotionRecorded) -> None:

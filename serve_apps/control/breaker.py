@@ -4,6 +4,7 @@
                       ▲                  │
                       └─────failed───────┘
 
+An operator's `reset` closes one that is not closed.
 `TRANSITIONS` is the only place that says so; a pair that is not in it raises. What is counted (streak, window) lives in
 memory; what a restart must remember (`BreakerSnapshot`) goes into the control plane's log.
 Terms and the growth of the ejection time: Envoy, "Outlier detection" (consecutive_5xx, failure percentage,
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict
@@ -48,6 +49,7 @@ class BreakerEvent(StrEnum):
     TIMER = "timer"
     PASSED = "passed"
     FAILED = "failed"
+    RESET = "reset"
 
 
 TRANSITIONS: Mapping[tuple[BreakerState, BreakerEvent], BreakerState] = {
@@ -55,6 +57,8 @@ TRANSITIONS: Mapping[tuple[BreakerState, BreakerEvent], BreakerState] = {
     (BreakerState.OPEN, BreakerEvent.TIMER): BreakerState.HALF_OPEN,
     (BreakerState.HALF_OPEN, BreakerEvent.PASSED): BreakerState.CLOSED,
     (BreakerState.HALF_OPEN, BreakerEvent.FAILED): BreakerState.OPEN,
+    (BreakerState.OPEN, BreakerEvent.RESET): BreakerState.CLOSED,
+    (BreakerState.HALF_OPEN, BreakerEvent.RESET): BreakerState.CLOSED,
 }
 
 
@@ -68,6 +72,8 @@ class BreakerSnapshot(BaseModel):
     changed_at: float = 0.0
     open_until: float | None = None
     since_revision: int = 0
+    why: str = ""
+    """What caused the last move."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,11 +121,26 @@ class Breaker:
         return self._move(BreakerEvent.TRIP, why, now) if why and may_open else None
 
     def tick(self, *, now: float) -> BreakerMove | None:
-        """The move that is due by time alone."""
+        """The move that is due by time alone, or because breakers were switched off."""
+        if not self.config.enabled:
+            return self.reset(why="breakers are switched off", now=now)
         until = self.snapshot.open_until
         if self.snapshot.state is BreakerState.OPEN and until is not None and now >= until:
             return self._move(BreakerEvent.TIMER, "the ejection time is over", now)
         return None
+
+    def reset(self, *, why: str, now: float) -> BreakerMove | None:
+        """Close it whatever was seen; its record of ejections is cleared, too. None: it is closed."""
+        if self.snapshot.state is BreakerState.CLOSED:
+            return None
+        move = self._move(BreakerEvent.RESET, why, now)
+        return replace(move, snapshot=move.snapshot.model_copy(update={"ejections": 0}))
+
+    @property
+    def quiet(self) -> bool:
+        """Closed, and no failure is remembered: it can be forgotten."""
+        counted = self.streak or any(errors for _, _, errors in self.window)
+        return self.snapshot.state is BreakerState.CLOSED and not counted
 
     def adopt(self, snapshot: BreakerSnapshot) -> None:
         """The move has happened: counting starts anew."""
@@ -159,6 +180,7 @@ class Breaker:
             changed_at=now,
             open_until=until,
             since_revision=before.since_revision,
+            why=why,
         )
         return BreakerMove(event=event, why=why, snapshot=after)
 

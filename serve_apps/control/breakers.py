@@ -5,23 +5,26 @@ from __future__ import annotations
 from typing import Any
 
 from cluster.config.models import BreakerConfig
-from cluster.errors import InvalidInput
+from cluster.errors import NotFound
 from serve_apps.control import events as e
 from serve_apps.control.breaker import Breaker, BreakerMove, BreakerSnapshot, BreakerState, Observation, may_eject
 from serve_apps.control.core import Core
 from serve_apps.control.payload import Payload
-from serve_apps.control.tables import model_config, model_target
+from serve_apps.control.tables import HOST, host_breaker_config, model_config, model_target
 from serve_apps.stats import RouterReport
 
 __all__ = ["Breakers"]
 
+MAX_COUNTED = 10_000
+
 
 class Breakers:
-    """Operations `breakers` and `breaker_report` (http hosts, from whoever calls them); `observe` and `tick`."""
+    """Operations `breakers`, `breaker_reset` and `host_outcomes` (what run stores saw); `observe` and `tick`."""
 
     def __init__(self, core: Core):
         self._core = core
         self._breakers: dict[str, Breaker] = {}
+        self._heard: dict[str, int] = {}
 
     async def observe(self, report: RouterReport) -> None:
         """Count a router's report. Raises `Fenced`."""
@@ -41,25 +44,55 @@ class Breakers:
             await self._feed(model_target(row.model, row.version), config, seen, row.model)
 
     async def report(self, payload: Payload) -> dict[str, Any]:
-        """What a caller of an http host saw: `{target: "http:HOST", requests, errors, trailing_failures, revision}`.
-        Answers the breaker's state, and the `revision` under which the next calls are to be reported."""
+        """What a run store saw of http hosts: `{source, seq, hosts: [{host, revision, requests, errors,
+        trailing_failures}]}`. A batch that comes twice counts once; `seq` grows within a `source`.
+        """
+        source, seq = payload.text("source"), int(payload.number("seq"))
+        rows = payload.optional_list("hosts") or []
+        if seq <= self._heard.get(source, 0):
+            return {"counted": False}
+        self._heard[source] = seq
+        config = host_breaker_config(self._core.state)
+        for row in rows:
+            target = f"{HOST}{row['host']}"
+            seen = Observation(
+                requests=int(row["requests"]),
+                errors=int(row["errors"]),
+                trailing_failures=int(row["trailing_failures"]),
+                revision=int(row["revision"]),
+            )
+            if seen.errors or target in self._breakers or target in self._core.state.breakers:
+                await self._feed(target, config, seen, None)
+        self._forget_quiet()
+        return {"counted": True}
+
+    async def reset(self, payload: Payload) -> dict[str, Any]:
+        """An operator closes a breaker now: `{target}`. Raises `NotFound` for one that never opened."""
         target = payload.text("target")
-        if not target.startswith("http:"):
-            raise InvalidInput("breaker_report: `target` must be http:HOST; models are reported by routers")
-        seen = Observation(
-            requests=int(payload.optional_number("requests") or 0),
-            errors=int(payload.optional_number("errors") or 0),
-            trailing_failures=int(payload.optional_number("trailing_failures") or 0),
-            revision=int(payload.optional_number("revision") or 0),
-        )
-        await self._feed(target, BreakerConfig(), seen, None)
-        return {
-            **self._row(target, self._breaker(target, BreakerConfig()).snapshot),
-            "revision": self._core.state.revision,
-        }
+        if target not in self._core.state.breakers:
+            known = ", ".join(sorted(self._core.state.breakers)) or "none has ever opened"
+            raise NotFound(f"no breaker {target!r}: {known}")
+        async with self._core.lock:
+            breaker = self._breaker(target, self._config(target))
+            why = f"reset by {payload.by or 'an operator'}"
+            await self._write(target, breaker, breaker.reset(why=why, now=self._core.now()))
+        return self._row(target, self._core.state.breakers[target])
+
+    def _forget_quiet(self) -> None:
+        """Hosts come from rendered URLs: without this, memory would grow with every one that ever failed once."""
+        if len(self._breakers) > MAX_COUNTED:
+            self._breakers = {target: b for target, b in self._breakers.items() if not b.quiet}
 
     async def list(self, payload: Payload) -> dict[str, Any]:
         return {"breakers": [self._row(target, item) for target, item in sorted(self._core.state.breakers.items())]}
+
+    def not_closed(self) -> dict[str, Any]:
+        """Names of the breakers that hold something back, by state."""
+        out: dict[str, Any] = {}
+        for target, snapshot in sorted(self._core.state.breakers.items()):
+            if snapshot.state is not BreakerState.CLOSED:
+                out.setdefault(snapshot.state.value, []).append(target)
+        return out
 
     @staticmethod
     def _row(target: str, snapshot: BreakerSnapshot) -> dict[str, Any]:
@@ -68,13 +101,15 @@ class Breakers:
     async def tick(self) -> None:
         """Moves that are due by time. Raises `Fenced`."""
         for target, snapshot in list(self._core.state.breakers.items()):
-            if snapshot.state is BreakerState.OPEN:
+            if snapshot.state is not BreakerState.CLOSED:
                 async with self._core.lock:
                     breaker = self._breaker(target, self._config(target))
                     await self._write(target, breaker, breaker.tick(now=self._core.now()))
 
     def _config(self, target: str) -> BreakerConfig:
         kind, _, rest = target.partition(":")
+        if kind == "http":
+            return host_breaker_config(self._core.state)
         model = self._core.state.models.get(rest.split(":")[0]) if kind == "model" else None
         return model_config(model).breaker if model else BreakerConfig()
 

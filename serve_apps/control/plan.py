@@ -73,6 +73,7 @@ def initial_weights(config: ModelConfig) -> dict[str, float]:
 
 def settings_of(config: Config) -> dict[str, Any]:
     """Everything of the routing table that belongs to no model."""
+    outbound = config.outbound_breaker.model_dump(mode="json", exclude_defaults=True)
     routes = {name: route.model_dump(mode="json", by_alias=True) for name, route in config.routes.items()}
     return {
         "environment": config.environment,
@@ -81,7 +82,8 @@ def settings_of(config: Config) -> dict[str, Any]:
         "default_timeout_s": float(config.router.timeout_s),
         "run_store_shards": config.state.shards,
         "routes": routes,
-        "settings": {},
+        # What differs from the defaults only, so that a new key here changes nothing for those who do not use it.
+        "settings": {"outbound_breaker": outbound} if outbound else {},
     }
 
 

@@ -72,7 +72,8 @@ class ControlPlane:
             "promotions": self._releases.promotions,
             "promotion_record": self._releases.record_promotion,
             "breakers": self._breakers.list,
-            "breaker_report": self._breakers.report,
+            "breaker_reset": self._breakers.reset,
+            "host_outcomes": self._breakers.report,
             "feedback": self._feedback.give,
             "forecast": self._prefetching.forecast,
             "keys_create": self._keys.create,
@@ -141,6 +142,7 @@ class ControlPlane:
             "draining": sorted(state.drains),
             "releases": dict(state.active),
             "keys": len(state.keys),
+            "breakers": self._breakers.not_closed(),
             "routers": [
                 {"id": router, "revision": seen["revision"], "seconds_ago": round(now - seen["at"], 1)}
                 for router, seen in self._routers.items()

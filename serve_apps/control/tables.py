@@ -6,13 +6,16 @@ import json
 from functools import lru_cache
 from typing import Any
 
-from cluster.config.models import ModelConfig, RouteConfig
+from cluster.config.models import BreakerConfig, ModelConfig, RouteConfig
 from cluster.config.wire import from_wire
 from serve_apps.control.breaker import BreakerState
 from serve_apps.control.state import ControlState, Instance, ModelState
-from serve_apps.table import ApiKey, ModelEntry, RoutingTable, VersionEntry
+from serve_apps.table import ApiKey, HostEntry, ModelEntry, RoutingTable, VersionEntry
 
-__all__ = ["build_table", "model_config", "model_target"]
+__all__ = ["HOST", "build_table", "host_breaker_config", "model_config", "model_target"]
+
+HOST = "http:"
+"""What the names of the breakers of http hosts begin with."""
 
 
 def model_target(model: str, version: str) -> str:
@@ -62,8 +65,29 @@ def build_table(state: ControlState) -> RoutingTable:
         max_body_bytes=settings.get("max_body_bytes", 32 * 1024 * 1024),
         default_timeout_s=settings.get("default_timeout_s", 60.0),
         run_store_shards=settings.get("run_store_shards", 1),
+        hosts=_hosts(state),
         settings=dict(settings.get("settings", {})),
     )
+
+
+def host_breaker_config(state: ControlState) -> BreakerConfig:
+    """What opens and closes the breakers of http hosts."""
+    settings: dict[str, Any] = (state.settings or {}).get("settings") or {}
+    return BreakerConfig.model_validate(settings.get("outbound_breaker") or {})
+
+
+def _hosts(state: ControlState) -> dict[str, HostEntry]:
+    probes = host_breaker_config(state).half_open_requests
+    return {
+        target.removeprefix(HOST): HostEntry(
+            state="open" if breaker.state is BreakerState.OPEN else "half_open",
+            open_until=breaker.open_until,
+            since=breaker.since_revision,
+            probes=probes,
+        )
+        for target, breaker in state.breakers.items()
+        if target.startswith(HOST) and breaker.state is not BreakerState.CLOSED
+    }
 
 
 def _entry(state: ControlState, name: str, model: ModelState) -> ModelEntry:

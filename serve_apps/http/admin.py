@@ -113,9 +113,17 @@ def build_router(gateway: ControlGateway) -> APIRouter:
     async def promotions(caller: Operator) -> Any:
         return await call("promotions", caller)
 
-    @router.get("/breakers", response_model=m.BreakerList, summary="Circuit breakers that have ever opened")
+    @router.get(
+        "/breakers",
+        response_model=m.BreakerList,
+        summary="Circuit breakers of model versions and http hosts that have ever opened",
+    )
     async def breakers(caller: Operator) -> Any:
         return await call("breakers", caller)
+
+    @router.post("/breakers/reset", response_model=m.BreakerRow, summary="Close a circuit breaker now")
+    async def breaker_reset(body: m.BreakerBody, caller: Operator) -> Any:
+        return await call("breaker_reset", caller, **body.model_dump())
 
     # ---- keys ----
 

@@ -7,7 +7,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 __all__ = [
+    "BreakerBody",
     "BreakerList",
+    "BreakerRow",
     "ChangePlan",
     "ConfigBody",
     "DeployBody",
@@ -224,10 +226,15 @@ class BreakerRow(View):
     changed_at: float
     open_until: float | None
     since_revision: int
+    why: str
 
 
 class BreakerList(View):
     breakers: list[BreakerRow]
+
+
+class BreakerBody(Body):
+    target: str = Field(min_length=1, description="as listed: model:NAME:VERSION or http:HOST")
 
 
 # ---- keys ----
@@ -283,6 +290,7 @@ class StatusView(View):
     releases: dict[str, str]
     keys: int
     routers: list[RouterRow]
+    breakers: dict[str, list[str]] = Field(description="those that are not closed, by state")
 
 
 class FeedbackBody(Body):

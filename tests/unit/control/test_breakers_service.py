@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
+from cluster.errors import NotFound
+from serve_apps.control.apply import KEPT_CLOSED_HOSTS, apply
+from serve_apps.control.breaker import BreakerSnapshot
+from serve_apps.control.events import BreakerMoved
 from serve_apps.control.service import ControlPlane
 from serve_apps.stats import RouterReport, VersionStats
 
@@ -74,8 +80,97 @@ async def test_a_redeployed_version_starts_with_a_clean_record(plane: ControlPla
     assert not plane.table().models["echo"].versions["1.1.0"].ejected
 
 
-async def test_http_hosts_have_breakers_too(plane: ControlPlane) -> None:
-    """Whoever calls a host reports what it saw, and learns whether it may go on."""
-    said = {"target": "http:api.example.com", "requests": 5, "errors": 5, "trailing_failures": 5}
-    assert (await plane.call("breaker_report", said))["state"] == "open"
-    assert (await plane.call("breakers", {}))["breakers"][0]["target"] == "http:api.example.com"
+HOST = "api.example.com:8443"
+
+
+def outcomes(
+    plane: ControlPlane,
+    seq: int,
+    *,
+    failures: int = 0,
+    successes: int = 0,
+    revision: int | None = None,
+    source: str = "0",
+) -> dict[str, object]:
+    row = {
+        "host": HOST,
+        "revision": plane.table().revision if revision is None else revision,
+        "requests": failures + successes,
+        "errors": failures,
+        "trailing_failures": failures if not successes else 0,
+    }
+    return {"source": source, "seq": seq, "hosts": [row]}
+
+
+async def test_what_two_run_stores_saw_of_a_host_opens_its_breaker_for_all(world: World, plane: ControlPlane) -> None:
+    """The table tells every shard, a late success closes nothing, probes do, and a restarted owner remembers."""
+    before = plane.table().revision
+    await plane.call("host_outcomes", outcomes(plane, 1, failures=3))
+    assert plane.table().hosts == {}
+    await plane.call("host_outcomes", outcomes(plane, 1, failures=2, source="1"))
+    assert plane.table().hosts[HOST].state == "open"
+    assert (await plane.call("status", {}))["breakers"] == {"open": [f"http:{HOST}"]}
+    second = world.owner()
+    assert second.table().hosts == plane.table().hosts
+    await second.close()
+    world.clock.advance(31)
+    await plane.beat()
+    assert plane.table().hosts[HOST].state == "half_open"
+    assert plane.table().hosts[HOST].probes == 3
+    await plane.call("host_outcomes", outcomes(plane, 2, successes=9, revision=before))
+    assert plane.table().hosts[HOST].state == "half_open"
+    await plane.call("host_outcomes", outcomes(plane, 3, successes=2))
+    await plane.call("host_outcomes", outcomes(plane, 2, successes=1, source="1"))
+    assert plane.table().hosts == {}
+    (listed,) = (await plane.call("breakers", {}))["breakers"]
+    assert (listed["target"], listed["state"], listed["why"]) == (f"http:{HOST}", "closed", "3 probes succeeded")
+
+
+async def test_a_batch_of_outcomes_counts_once(plane: ControlPlane) -> None:
+    """A run store sends a batch again when its answer was lost."""
+    for _ in range(4):
+        await plane.call("host_outcomes", outcomes(plane, 1, failures=3))
+    assert plane.table().hosts == {}
+    assert (await plane.call("host_outcomes", outcomes(plane, 1, failures=3)))["counted"] is False
+
+
+async def test_hosts_that_never_failed_cost_nothing(plane: ControlPlane) -> None:
+    """Successes alone make no breaker."""
+    await plane.call("host_outcomes", outcomes(plane, 1, successes=50))
+    assert (await plane.call("breakers", {}))["breakers"] == []
+
+
+async def test_an_operator_closes_a_breaker_now(plane: ControlPlane) -> None:
+    """The reset is recorded with who did it; an unknown name is answered with those that exist."""
+    await plane.call("host_outcomes", outcomes(plane, 1, failures=5))
+    row = await plane.call("breaker_reset", {"target": f"http:{HOST}", "by": "ann"})
+    assert (row["state"], row["why"], row["ejections"]) == ("closed", "reset by ann", 0)
+    assert plane.table().hosts == {}
+    again = await plane.call("breaker_reset", {"target": f"http:{HOST}"})
+    assert again["why"] == "reset by ann"
+    with pytest.raises(NotFound, match=HOST):
+        await plane.call("breaker_reset", {"target": "http:other"})
+
+
+async def test_breakers_of_hosts_follow_the_configuration(plane: ControlPlane) -> None:
+    """`outbound_breaker` says when they open; switched off, those that are open close."""
+    await plane.adopt(config({}, outbound_breaker={"consecutive_failures": 2, "half_open_requests": 1}))
+    await plane.call("host_outcomes", outcomes(plane, 1, failures=2))
+    assert plane.table().hosts[HOST].probes == 1
+    await plane.adopt(config({}, outbound_breaker={"enabled": False}))
+    await plane.beat()
+    assert plane.table().hosts == {}
+    await plane.call("host_outcomes", outcomes(plane, 2, failures=50))
+    assert plane.table().hosts == {}
+
+
+async def test_only_so_many_healthy_hosts_are_remembered(plane: ControlPlane, world: World) -> None:
+    """Hosts come from rendered URLs: the ones that have been well for longest are forgotten, open ones never."""
+    await plane.call("host_outcomes", outcomes(plane, 1, failures=5))
+    state = plane.core.state
+    for n in range(KEPT_CLOSED_HOSTS + 5):
+        snapshot = BreakerSnapshot(ejections=1).model_dump(mode="json")
+        apply(state, BreakerMoved(at=1.0, target=f"http:h{n}", why="", snapshot=snapshot))
+    assert len(state.breakers) == KEPT_CLOSED_HOSTS + 1
+    assert "http:h4" not in state.breakers
+    assert f"http:{HOST}" in state.breakers

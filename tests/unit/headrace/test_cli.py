@@ -450,3 +450,20 @@ def test_down_works_with_a_broken_configuration(
     code, out, err = call(capsys, None, "down")
     assert (code, out) == (0, "no local dev cluster was running\n")
     assert "not needed for this" in err
+
+
+def test_breakers_are_listed_and_closed_by_name(capsys: Capture) -> None:
+    """What is open, why, and when it is tried again; `reset` names what it closed."""
+    row = {"target": "http:a.test", "state": "open", "ejections": 1, "changed_at": 1.0, "open_until": 1e12}
+    row |= {"since_revision": 7, "why": "5 failures in a row"}
+    script = (
+        ScriptedTransport()
+        .on("GET", "/admin/breakers", reply({"breakers": [row]}))
+        .on("POST", "/admin/breakers/reset", reply({**row, "state": "closed"}))
+    )
+    code, out, _ = call(capsys, script, "breakers")
+    assert code == 0
+    assert "http:a.test" in out
+    assert "5 failures in a row" in out
+    code, out, _ = call(capsys, script, "breakers", "reset", "http:a.test")
+    assert (code, out) == (0, "http:a.test is closed\n")
