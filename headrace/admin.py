@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 from headrace.api import admin
 from headrace.wire import Call, path_of
 
 __all__ = [
+    "ReleaseOptions",
     "breakers",
     "create_key",
     "deploy",
@@ -21,6 +22,8 @@ __all__ = [
     "promotions",
     "record_promotion",
     "release_move",
+    "release_plan",
+    "release_show",
     "release_start",
     "release_status",
     "releases",
@@ -30,6 +33,18 @@ __all__ = [
     "status",
     "traffic",
 ]
+
+
+class ReleaseOptions(TypedDict, total=False):
+    """What one release does otherwise than the model's `release:` section says. `analysis` and `guard` change single
+    values; None takes `feedback` or a guard rail away. `force` skips the checks of signature and golden requests."""
+
+    strategy: Literal["canary", "ab", "all_at_once"] | str
+    steps: list[float]
+    step_duration: float
+    analysis: Mapping[str, float | None]
+    guard: Mapping[str, float | None]
+    force: bool
 
 
 def status() -> Call[Any]:
@@ -71,6 +86,15 @@ def traffic(model: str, weights: Mapping[str, float], *, force: bool) -> Call[An
 
 def release_start(model: str, candidate: str, options: Mapping[str, Any]) -> Call[Any]:
     return admin("POST", path_of("admin", "models", model, "release"), {"candidate": candidate, **options})
+
+
+def release_plan(model: str, candidate: str, options: Mapping[str, Any]) -> Call[Any]:
+    path = path_of("admin", "models", model, "release", "plan")
+    return admin("POST", path, {"candidate": candidate, **options}, retry_safe=True)
+
+
+def release_show(identifier: str) -> Call[Any]:
+    return admin("GET", path_of("admin", "releases", identifier))
 
 
 def release_status(model: str) -> Call[Any]:

@@ -7,17 +7,34 @@ from typing import Annotated, Any
 import typer
 
 from cluster.errors import InvalidInput
+from headrace.admin import ReleaseOptions
 from headrace.cli.context import Json, shared
 from headrace.cli.output import ago, print_json, print_table, say, short
+from headrace.release_text import release_lines
 
 __all__ = ["add_to"]
 
 release = typer.Typer(
-    help="Releases: start, status, promote, pause, resume, rollback, history; record, promotions.", no_args_is_help=True
+    help="Releases: plan, start, status, promote, pause, resume, rollback, history, show; record, promotions.",
+    no_args_is_help=True,
 )
 
 Model = Annotated[str, typer.Argument(help="The model")]
 Reason = Annotated[str, typer.Option(help="Why; it is kept with the release")]
+Candidate = Annotated[str, typer.Argument(help="The version that shall take over")]
+Strategy = Annotated[str | None, typer.Option(help="canary, ab or all_at_once")]
+Steps = Annotated[str | None, typer.Option(help="Percentages, such as 5,25,50,100")]
+StepDuration = Annotated[str | None, typer.Option(help="At least this long per step: 5m")]
+Analysis = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KEY=NUMBER", help="error_rate, latency_p95, feedback (or feedback=none), min_samples, confidence"
+    ),
+]
+Guard = Annotated[
+    list[str] | None,
+    typer.Option(metavar="KEY=NUMBER", help="error_rate, latency_p95_ms, feedback; KEY=none takes a guard rail away"),
+]
 Force = Annotated[bool, typer.Option("--force", help="Skip the checks of signature and golden requests")]
 
 
@@ -28,27 +45,44 @@ def add_to(app: typer.Typer) -> None:
 @release.command("start")
 def start(
     model: Model,
-    candidate: Annotated[str, typer.Argument(help="The version that shall take over")],
-    strategy: Annotated[str | None, typer.Option(help="canary, ab or all_at_once")] = None,
-    steps: Annotated[str | None, typer.Option(help="Percentages, such as 5,25,50,100")] = None,
-    step_duration: Annotated[str | None, typer.Option(help="At least this long per step: 5m")] = None,
+    candidate: Candidate,
+    strategy: Strategy = None,
+    steps: Steps = None,
+    step_duration: StepDuration = None,
+    analysis: Analysis = None,
+    guard: Guard = None,
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """Begin to move traffic to a version that is deployed already."""
-    from cluster.config.quantities import parse_duration_s
-
-    options: dict[str, Any] = {"force": force}
-    try:
-        if strategy is not None:
-            options["strategy"] = strategy
-        if steps is not None:
-            options["steps"] = [float(part) for part in steps.split(",")]
-        if step_duration is not None:
-            options["step_duration"] = parse_duration_s(step_duration)
-    except ValueError as error:
-        raise InvalidInput(str(error)) from None
+    """Begin to move traffic to a version that is deployed already. Flags change single values of the model's `release:`
+    section for this release."""
+    options = _options(strategy, steps, step_duration, analysis, guard)
+    options["force"] = force
     _show(shared(json=json).client().start_release(model, candidate, **options), json)
+
+
+@release.command("plan")
+def plan(
+    model: Model,
+    candidate: Candidate,
+    strategy: Strategy = None,
+    steps: Steps = None,
+    step_duration: StepDuration = None,
+    analysis: Analysis = None,
+    guard: Guard = None,
+    json: Json = False,
+) -> None:
+    """What `start` with the same flags would begin, after its checks; nothing moves. Exit code 1: it is refused."""
+    options = _options(strategy, steps, step_duration, analysis, guard)
+    view = shared(json=json).client().plan_release(model, candidate, **options)
+    _show(view, json)
+    raise typer.Exit(1 if view.get("problems") else 0)
+
+
+@release.command("show")
+def show(identifier: Annotated[str, typer.Argument(help="The release's id")], json: Json = False) -> None:
+    """One release, ended or not: its plan, its figures and every move."""
+    _show(shared(json=json).client().release_by_id(identifier), json, moves=1000)
 
 
 @release.command("status")
@@ -144,19 +178,49 @@ def _move(model: str, move: str, reason: str, force: bool, json: bool) -> None:
     _show(shared(json=json).client().move_release(model, move, reason=reason, force=force), json)
 
 
-def _show(view: dict[str, Any], json: bool) -> None:
+def _show(view: dict[str, Any], json: bool, *, moves: int = 8) -> None:
     if json:
         print_json(view)
         return
-    say(f"{view['id']}: {view['model']} {view['stable']} → {view['candidate']}: {view['state']}")
-    steps = ", ".join(f"{step:g}" for step in view.get("steps") or [])
-    where = f"{view.get('percent', 0):g} % of the traffic, step {view.get('step', 0) + 1} of [{steps}]"
-    say(f"  {view.get('strategy')}: {where}")
-    decision = view.get("decision") or {}
-    if decision:
-        said = decision.get("why") or decision.get("reason") or ""
-        say(f"  the figures say: {decision.get('action', '–')}" + (f" ({said})" if said else ""))
-        for name, figure in (decision.get("figures") or {}).items():
-            say(f"    {name}: {short(figure)}")
-    for entry in (view.get("history") or [])[-5:]:
-        say(f"  {ago(entry.get('at'))}: {short({k: v for k, v in entry.items() if k not in ('at', 'figures')}, 110)}")
+    for line in release_lines(view, ago=ago, moves=moves):
+        say(line)
+
+
+def _options(
+    strategy: str | None,
+    steps: str | None,
+    step_duration: str | None,
+    analysis: list[str] | None,
+    guard: list[str] | None,
+) -> ReleaseOptions:
+    from cluster.config.quantities import parse_duration_s
+
+    options: ReleaseOptions = {}
+    if strategy is not None:
+        options["strategy"] = strategy
+    try:
+        if steps is not None:
+            options["steps"] = [float(part) for part in steps.split(",")]
+        if step_duration is not None:
+            options["step_duration"] = parse_duration_s(step_duration)
+    except ValueError as error:
+        raise InvalidInput(str(error)) from None
+    if analysis:
+        options["analysis"] = _values("--analysis", analysis)
+    if guard:
+        options["guard"] = _values("--guard", guard)
+    return options
+
+
+def _values(flag: str, pairs: list[str]) -> dict[str, float | None]:
+    """`KEY=NUMBER` or `KEY=none`, several of them or separated by commas."""
+    found: dict[str, float | None] = {}
+    for pair in (part for item in pairs for part in item.split(",")):
+        key, mark, text = pair.partition("=")
+        try:
+            found[key.strip()] = None if text.strip() == "none" else float(text)
+        except ValueError:
+            mark = ""
+        if not mark or not key.strip():
+            raise InvalidInput(f"{flag} {pair!r}: write KEY=NUMBER, such as {flag} error_rate=0.02, or KEY=none")
+    return found

@@ -23,7 +23,7 @@ from serve_apps.control.state import (
     VersionState,
 )
 
-__all__ = ["apply"]
+__all__ = ["apply", "begun"]
 
 KEPT_DEPLOYMENTS = 50
 KEPT_RELEASES = 200
@@ -214,7 +214,8 @@ def _key_revoked(state: ControlState, event: e.KeyRevoked) -> None:
     state.keys = {sha: key for sha, key in state.keys.items() if key.name != event.name}
 
 
-def _release_started(state: ControlState, event: e.ReleaseStarted) -> None:
+def begun(event: e.ReleaseStarted) -> Release:
+    """The release that starts with this fact."""
     release = Release(
         id=event.id,
         model=event.model,
@@ -229,6 +230,11 @@ def _release_started(state: ControlState, event: e.ReleaseStarted) -> None:
     )
     release.begin_step(event.at)
     release.note(event.at, "start", f"{event.stable} -> {event.candidate}", {}, event.by)
+    return release
+
+
+def _release_started(state: ControlState, event: e.ReleaseStarted) -> None:
+    release = begun(event)
     state.releases[event.id] = release
     state.active[event.model] = event.id
     model = state.models[event.model]

@@ -6,9 +6,10 @@ import asyncio
 
 from cluster.errors import Conflict
 from cluster.signature import breaking
+from serve_apps.control.breaker import BreakerState
 from serve_apps.control.core import Core
 from serve_apps.control.golden import run_golden
-from serve_apps.control.tables import model_config
+from serve_apps.control.tables import model_config, model_target
 
 __all__ = ["GOLDEN_BACK_S", "GOLDEN_S", "MoveChecks"]
 
@@ -25,11 +26,20 @@ class MoveChecks:
 
     async def require(self, name: str, *, frm: str | None, to: str, timeout_s: float = GOLDEN_S) -> None:
         """Raises `Conflict` with every reason why `to` should not get the callers of `frm`."""
-        problems = await self.problems(name, frm=frm, to=to, timeout_s=timeout_s)
+        ejected = self.ejected(name, to)
+        problems = [ejected] if ejected else await self.problems(name, frm=frm, to=to, timeout_s=timeout_s)
         if problems:
             raise Conflict(
                 f"traffic may not move to {name} {to}: {'; '.join(problems)}", details={"problems": problems}
             )
+
+    def ejected(self, name: str, version: str) -> str | None:
+        """That the circuit breaker lets nothing through to the version now; None when it does."""
+        breaker = self._core.state.breakers.get(model_target(name, version))
+        if breaker is None or breaker.state is not BreakerState.OPEN:
+            return None
+        left = max(0.0, (breaker.open_until or self._core.now()) - self._core.now())
+        return f"its circuit breaker is open for {left:.0f} s more, so no request would reach it"
 
     async def problems(self, name: str, *, to: str, timeout_s: float, frm: str | None = None) -> list[str]:
         """The reasons; [] when it may. Callers of a version rely on that version's signature."""

@@ -13,6 +13,7 @@ from cluster.promotions import PromotionRecord
 from cluster.promotions import record_promotion as write_promotion
 from cluster.storage.port import Bucket
 from serve_apps.control import events as e
+from serve_apps.control.apply import begun
 from serve_apps.control.breaker import BreakerState
 from serve_apps.control.checks import GOLDEN_BACK_S, GOLDEN_S, MoveChecks
 from serve_apps.control.core import Core
@@ -21,7 +22,7 @@ from serve_apps.control.deployments import content_of
 from serve_apps.control.observations import Observations
 from serve_apps.control.payload import Payload
 from serve_apps.control.plan import semver
-from serve_apps.control.release import Release, ReleaseState, plan_release
+from serve_apps.control.release import Release, ReleasePlan, ReleaseState, plan_release
 from serve_apps.control.samples import Counts
 from serve_apps.control.state import ModelState
 from serve_apps.control.tables import model_config, model_target
@@ -34,7 +35,8 @@ _ENDED = {ReleaseState.PROMOTED: 100.0, ReleaseState.ROLLED_BACK: 0.0}
 
 
 class Releases:
-    """Operations `release_start|status|promote|pause|resume|rollback|history` and `promotions`; `tick` every second."""
+    """Operations `release_plan|start|status|show|promote|pause|resume|rollback|history` and `promotions`; `tick` every
+    second."""
 
     def __init__(self, core: Core, *, bucket: Bucket, observations: Observations, checks: MoveChecks):
         self._core = core
@@ -54,32 +56,47 @@ class Releases:
             await self._checks.require(name, frm=stable, to=candidate, timeout_s=GOLDEN_S)
         async with core.lock:
             stable = self._startable(name, candidate)
-            identifier = f"rel-{core.ids.ulid()}"
+            started = self._started(f"rel-{core.ids.ulid()}", name, stable, candidate, plan, payload.by)
             self._seen.forget(name, (stable, candidate))
-            await core.write(
-                e.ReleaseStarted(
-                    at=core.now(),
-                    id=identifier,
-                    model=name,
-                    stable=stable,
-                    candidate=candidate,
-                    plan=plan.model_dump(mode="json"),
-                    weights_before=dict(core.state.models[name].weights),
-                    by=payload.by,
-                )
-            )
-            return self._view(core.state.releases[identifier])
+            await core.write(started)
+            return self._view(core.state.releases[started.id])
 
-    def _plan(self, model: ModelState, payload: Payload) -> Any:
+    async def plan(self, payload: Payload) -> dict[str, Any]:
+        """What `start` would begin, and every reason why it would be refused (`problems`). Nothing moves."""
+        name, candidate = payload.text("model"), payload.text("candidate")
+        plan = self._plan(self._core.model(name), payload)
+        stable = self._startable(name, candidate)
+        problems = await self._checks.problems(name, frm=stable, to=candidate, timeout_s=GOLDEN_S)
+        view = self._view(begun(self._started("", name, stable, candidate, plan, payload.by)))
+        return {**view, "state": "planned", "decision": {}, "history": [], "problems": problems}
+
+    def _started(
+        self, identifier: str, name: str, stable: str, candidate: str, plan: ReleasePlan, by: str
+    ) -> e.ReleaseStarted:
+        return e.ReleaseStarted(
+            at=self._core.now(),
+            id=identifier,
+            model=name,
+            stable=stable,
+            candidate=candidate,
+            plan=plan.model_dump(mode="json"),
+            weights_before=dict(self._core.state.models[name].weights),
+            by=by,
+        )
+
+    def _plan(self, model: ModelState, payload: Payload) -> ReleasePlan:
         given: dict[str, Any] = {}
-        for key in ("strategy", "steps", "step_duration", "guard"):
+        for key in ("strategy", "steps", "step_duration"):
             value = payload.any(key)
             if value is not None:
                 given[key] = value
         base = model_config(model).release.model_dump(mode="json")
-        analysis = {**base["analysis"], **payload.optional_mapping("analysis")}
+        given["analysis"] = {**base["analysis"], **payload.optional_mapping("analysis")}
+        # Naming one guard rail must not take the others away; null takes one away.
+        guard = {**base["guard"], **payload.optional_mapping("guard")}
+        given["guard"] = {key: limit for key, limit in guard.items() if limit is not None}
         try:
-            config = ReleaseConfig.model_validate({**base, **given, "analysis": analysis})
+            config = ReleaseConfig.model_validate({**base, **given})
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"])
@@ -115,7 +132,20 @@ class Releases:
             )
         if model.versions[others[0]].serving is None:
             raise Conflict(f"{name} {others[0]}, the stable version, is not ready")
+        if (ejected := self._checks.ejected(name, candidate)) is not None:
+            # Not even by force: the release would roll back at once.
+            raise Conflict(
+                f"{name} {candidate} may not be released: {ejected}. Mend it and deploy it anew, which clears its "
+                "record, or wait until the breaker is half-open"
+            )
         return others[0]
+
+    async def show(self, payload: Payload) -> dict[str, Any]:
+        """One release by its id, ended or not."""
+        release = self._core.state.releases.get(payload.text("id"))
+        if release is None:
+            raise NotFound(f"no release {payload.text('id')!r}: `headrace release history` lists them")
+        return self._view(release)
 
     async def status(self, payload: Payload) -> dict[str, Any]:
         """The release in progress, or the model's last one."""
@@ -201,6 +231,8 @@ class Releases:
             "steps": list(release.plan.steps),
             "percent": _ENDED.get(release.state, release.percent),
             "step_duration": release.plan.step_duration_s,
+            "analysis": release.plan.analysis.model_dump(mode="json"),
+            "guard": dict(release.plan.guard),
             "started_at": release.started_at,
             "step_started_at": release.step_started_at,
             "ended_at": release.ended_at,

@@ -76,6 +76,11 @@ def build_router(gateway: ControlGateway) -> APIRouter:
     async def release_start(model: str, body: m.ReleaseBody, caller: Operator) -> Any:
         return await call("release_start", caller, model=model, **body.model_dump())
 
+    @router.post("/models/{model}/release/plan", response_model=m.ReleaseView, summary="What a release would begin")
+    async def release_plan(model: str, body: m.ReleaseBody, caller: Operator) -> Any:
+        """Runs the checks of `start` (signature, golden requests) and says what is wrong; nothing moves."""
+        return await call("release_plan", caller, model=model, **body.model_dump())
+
     @router.get("/models/{model}/release", response_model=m.ReleaseView, summary="The newest release and its figures")
     async def release_status(model: str, caller: Operator) -> Any:
         return await call("release_status", caller, model=model)
@@ -99,6 +104,10 @@ def build_router(gateway: ControlGateway) -> APIRouter:
     @router.get("/releases", response_model=m.ReleaseList, summary="Releases, newest first")
     async def releases(caller: Operator, model: Annotated[str | None, Query()] = None) -> Any:
         return await call("release_history", caller, model=model)
+
+    @router.get("/releases/{release}", response_model=m.ReleaseView, summary="One release and its figures")
+    async def release_show(release: str, caller: Operator) -> Any:
+        return await call("release_show", caller, id=release)
 
     @router.post(
         "/models/{model}/versions/{version}/promotion",

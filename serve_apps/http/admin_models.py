@@ -173,7 +173,9 @@ class ReleaseBody(Body):
     steps: list[float] | None = None
     step_duration: float | None = Field(default=None, ge=0, description="seconds")
     analysis: dict[str, float | int | None] | None = None
-    guard: dict[str, float] | None = None
+    guard: dict[str, float | None] | None = Field(
+        default=None, description="changes single guard rails; null takes one away"
+    )
     force: bool = Field(default=False, description="skip the checks of signature and golden requests")
 
 
@@ -191,15 +193,20 @@ class ReleaseView(View):
     model: str
     stable: str
     candidate: str
-    state: Literal["running", "paused", "promoted", "rolled_back"]
+    state: Literal["planned", "running", "paused", "promoted", "rolled_back"]
     strategy: Literal["canary", "ab", "all_at_once"]
     step: int
     steps: list[float]
     percent: float
+    step_duration: float = Field(description="seconds")
+    analysis: dict[str, Any]
+    guard: dict[str, float]
+    samples: dict[str, dict[str, Any]] = Field(description="stable, candidate: requests, errors, p95_ms, feedback")
     started_at: float
     ended_at: float | None
     decision: dict[str, Any] = Field(description="what the figures say now: {action, reason, why, figures}")
     history: list[dict[str, Any]]
+    problems: list[str] | None = Field(default=None, description="of a plan: why it would be refused")
 
 
 class ReleaseList(View):

@@ -198,6 +198,82 @@ async def test_an_open_breaker_rolls_back(world: World, plane: ControlPlane) -> 
     assert "circuit breaker" in end["history"][-1]["why"]
 
 
+async def failing(plane: ControlPlane, version: str) -> None:
+    """Five failures in a row of one version, from a router of its own."""
+    row = VersionStats(
+        model="echo", version=version, revision=plane.table().revision, requests=5, errors=5, trailing_failures=5
+    )
+    await plane.report(f"router of {version}", RouterReport(seq=1, versions=(row,)).to_wire())
+
+
+async def test_a_candidate_with_an_open_breaker_is_not_released(world: World, plane: ControlPlane) -> None:
+    """A release to a version that no request can reach is refused, even by force, until its breaker is half-open."""
+    await plane.call("deploy", {"config": config(echo())})
+    await settle(plane)
+    await failing(plane, "1.1.0")
+    for force in (False, True):
+        with pytest.raises(Conflict, match="circuit breaker is open for 30 s more"):
+            await plane.call("release_start", {"model": "echo", "candidate": "1.1.0", "force": force})
+    with pytest.raises(Conflict, match="circuit breaker is open"):
+        await plane.call("traffic", {"model": "echo", "weights": {"1.1.0": 100}})
+    world.clock.advance(31)
+    await plane.beat()
+    started = await plane.call("release_start", {"model": "echo", "candidate": "1.1.0"})
+    assert started["state"] == "running"
+
+
+async def test_nobody_is_sent_back_to_a_version_that_cannot_answer(world: World, plane: ControlPlane) -> None:
+    """Rolling back by hand to a stable version with an open breaker needs force."""
+    await start(plane)
+    await failing(plane, "1.0.0")
+    with pytest.raises(Conflict, match=r"1\.0\.0: its circuit breaker is open"):
+        await plane.call("release_rollback", {"model": "echo"})
+    end = await plane.call("release_rollback", {"model": "echo", "force": True, "reason": "both are bad"})
+    assert end["state"] == "rolled_back"
+
+
+async def test_a_plan_says_what_would_begin_and_begins_nothing(world: World, plane: ControlPlane) -> None:
+    """`release_plan` shows the merged plan and what the checks say; there is no release afterwards."""
+    golden = [{"inputs": {"text": "hi"}, "expect": {"text": "ho"}}]
+    await plane.call("deploy", {"config": config(echo(golden=golden))})
+    await settle(plane)
+    revision = plane.table().revision
+    seen = await plane.call(
+        "release_plan",
+        {
+            "model": "echo",
+            "candidate": "1.1.0",
+            "steps": [30],
+            "analysis": {"feedback": 0.1},
+            "guard": {"latency_p95_ms": 500},
+        },
+    )
+    assert (seen["state"], seen["stable"], seen["percent"]) == ("planned", "1.0.0", 30)
+    assert (seen["analysis"]["feedback"], seen["analysis"]["error_rate"]) == (0.1, 0.05)
+    assert seen["guard"] == {"error_rate": 0.2, "latency_p95_ms": 500}
+    assert len(seen["problems"]) == 1
+    assert "not 'ho'" in seen["problems"][0]
+    assert plane.table().revision == revision
+    with pytest.raises(NotFound):
+        await plane.call("release_status", {"model": "echo"})
+
+
+async def test_a_guard_rail_is_taken_away_by_name_only(world: World, plane: ControlPlane) -> None:
+    """Naming one guard rail leaves the others as configured; null takes one away."""
+    started = await start(plane, guard={"error_rate": None, "feedback": 0.5})
+    assert started["guard"] == {"feedback": 0.5}
+
+
+async def test_every_release_can_be_shown_by_its_id(world: World, plane: ControlPlane) -> None:
+    """A release that ended is found by its id; an unknown id is a clear error."""
+    started = await start(plane)
+    await plane.call("release_rollback", {"model": "echo"})
+    await plane.call("release_start", {"model": "echo", "candidate": "1.1.0"})
+    assert (await plane.call("release_show", {"id": started["id"]}))["state"] == "rolled_back"
+    with pytest.raises(NotFound, match="release history"):
+        await plane.call("release_show", {"id": "rel-x"})
+
+
 async def test_with_one_request_a_minute_it_holds_and_says_why(world: World, plane: ControlPlane) -> None:
     """Too little traffic neither promotes nor rolls back, for hours."""
     await start(plane)

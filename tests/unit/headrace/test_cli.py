@@ -266,6 +266,37 @@ def test_validate_the_projects_own_files(capsys: Capture) -> None:
     assert "dev (6 models" in out
 
 
+def test_the_flags_of_a_release_are_those_of_its_configuration(capsys: Capture) -> None:
+    """Strategy, steps, duration, analysis and guard rails can be given for one release, and are checked before it."""
+    view = {"id": "rel-1", "model": "m", "stable": "1.0.0", "candidate": "1.1.0", "state": "running", "history": []}
+    planned = {**view, "id": "", "state": "planned", "problems": ["its golden requests fail"]}
+    script = (
+        ScriptedTransport()
+        .on("POST", "/admin/models/m/release", reply(view, status=201))
+        .on("POST", "/admin/models/m/release/plan", reply(planned))
+        .on("GET", "/admin/releases/rel-1", reply(view))
+    )
+    flags = ["--strategy", "canary", "--steps", "10,50", "--step-duration", "2m", "--analysis", "error_rate=0.02"]
+    flags += ["--analysis", "feedback=none,min_samples=20", "--guard", "latency_p95_ms=500"]
+    code, out, _ = call(capsys, script, "release", "start", "m", "1.1.0", *flags)
+    assert (code, out.splitlines()[0]) == (0, "rel-1: m 1.0.0 → 1.1.0: running, started –")
+    assert script.sent[0].json() == {
+        "candidate": "1.1.0",
+        "strategy": "canary",
+        "steps": [10.0, 50.0],
+        "step_duration": 120.0,
+        "analysis": {"error_rate": 0.02, "feedback": None, "min_samples": 20.0},
+        "guard": {"latency_p95_ms": 500.0},
+        "force": False,
+    }
+    code, out, _ = call(capsys, script, "release", "plan", "m", "1.1.0")
+    assert (code, out.splitlines()[-1]) == (1, "  would be refused: its golden requests fail")
+    assert call(capsys, script, "release", "show", "rel-1")[0] == 0
+    code, _, err = call(capsys, script, "release", "start", "m", "1.1.0", "--guard", "error_rate")
+    assert code == 2
+    assert "write KEY=NUMBER" in err
+
+
 def test_a_first_version_is_recorded_as_promoted(capsys: Capture) -> None:
     """`release record` says by whose reason a version without a predecessor counts as promoted; a reason is a must."""
     row = {"model": "m", "version": "1.0.0", "fingerprint": "f00d", "at": 1.0, "override": "looked good (by ada)"}
