@@ -23,10 +23,11 @@ test: $(READY) ## all tests but the soak tests
 	@$(BIN)/python -m pytest
 
 lint: $(READY) ## style, types and import layers
-	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/lint-imports
+	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/python scripts/sync_client.py --check && $(BIN)/mypy \
+	  && $(BIN)/lint-imports
 
 format: $(READY) ## rewrite to the house style
-	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+	@$(BIN)/ruff format . && $(BIN)/ruff check --fix . && $(BIN)/python scripts/sync_client.py
 
 bench: $(READY) ## every benchmark, each against a named peer
 	@$(BIN)/python -m benchmarks

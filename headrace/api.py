@@ -5,6 +5,7 @@ The synchronous and the asynchronous client are thin shells over this.
 
 from __future__ import annotations
 
+import json
 import mimetypes
 import uuid
 from collections.abc import Mapping, Sequence
@@ -27,9 +28,9 @@ from headrace.results import (
     checked,
 )
 from headrace.tensors import decode_answer, encode_request
-from headrace.wire import Call, Response, json_body, path_of
+from headrace.wire import Call, Response, error_of, json_body, path_of
 
-__all__ = ["File", "Files", "admin", "chat_body", "pinned"]
+__all__ = ["File", "Files", "admin", "chat_body", "pinned", "stream_text"]
 
 File = bytes | Path | tuple[str, bytes]
 """Content, a path to read, or (name, content)."""
@@ -102,6 +103,23 @@ def chat(
 ) -> Call[Chat]:
     body, kind = chat_body(model, messages, stream=False, options=options)
     return Call("POST", "/v1/chat/completions", as_chat, {**kind, **headers}, body)
+
+
+def stream_text(data: str) -> str:
+    """The text in one chunk of a streamed chat answer. Raises the error that a chunk carries."""
+    if data.strip() == "[DONE]":
+        return ""
+    try:
+        chunk = json.loads(data)
+    except ValueError:
+        return ""
+    if not isinstance(chunk, dict):
+        return ""
+    if chunk.get("error"):
+        raise error_of(Response(500, {}, data.encode()))
+    choices = chunk.get("choices") or [{}]
+    delta = choices[0].get("delta") or {}
+    return str(delta.get("content") or choices[0].get("text") or "")
 
 
 def complete(model: str, prompt: str, *, options: Mapping[str, Any], headers: Mapping[str, str]) -> Call[Chat]:
@@ -179,8 +197,8 @@ def submit(
     return Call("POST", path_of("workflows", workflow, "runs"), as_run, {**kind, **headers}, body, retry_safe=True)
 
 
-def get_run(run_id: str) -> Call[Run]:
-    return Call("GET", path_of("runs", run_id), as_run, retry_safe=True)
+def get_run(run_id: str, *, timeout_s: float | None = None) -> Call[Run]:
+    return Call("GET", path_of("runs", run_id), as_run, retry_safe=True, timeout_s=timeout_s)
 
 
 def runs(
@@ -195,14 +213,14 @@ def runs(
     return Call("GET", path_of("runs", query={**query, "cursor": cursor}), parse, retry_safe=True)
 
 
-def events_page(run_id: str, after: int) -> Call[tuple[list[Event], bool]]:
+def events_page(run_id: str, after: int, *, timeout_s: float | None = None) -> Call[tuple[list[Event], bool]]:
     def parse(response: Response) -> tuple[list[Event], bool]:
         data = as_object(response)
         listed = [Event(int(item["id"]), str(item["event"]), item["data"]) for item in data["events"]]
         return listed, bool(data.get("done"))
 
     path = path_of("runs", run_id, "events", query={"after": after})
-    return Call("GET", path, parse, {"accept": "application/json"}, retry_safe=True)
+    return Call("GET", path, parse, {"accept": "application/json"}, retry_safe=True, timeout_s=timeout_s)
 
 
 def cancel(run_id: str, reason: str | None) -> Call[Run]:

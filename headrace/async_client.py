@@ -1,79 +1,32 @@
-"""The asynchronous client: the same methods as `Client`, on asyncio."""
+"""The asynchronous client: each method is one call of `headrace.api` over a transport.
+
+`headrace/client.py`, the synchronous client, is made from this file by `scripts/sync_client.py` (`make format`).
+"""
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any
 
-from cluster.errors import DeadlineExceeded, InternalError, Unavailable
+from cluster.errors import DeadlineExceeded, Unavailable
 from headrace import admin, api
-from headrace.client import PAUSES_S, read_folder, stream_text
+from headrace.folders import read_folder
 from headrace.results import Answer, Chat, Embeddings, Event, Run
-from headrace.transports import AsyncHandleTransport, AsyncHttpTransport, AsyncTransport
-from headrace.wire import Call, SseReader, path_of
+from headrace.shells import AsyncShell
+from headrace.wire import path_of
 
 __all__ = ["AsyncClient"]
 
-T = TypeVar("T")
 
+class AsyncClient(AsyncShell):
+    """Calls a headrace cluster from asyncio code.
 
-class AsyncClient:
-    """Calls a headrace cluster from asyncio code. See `headrace.Client` for what each method does and raises."""
-
-    def __init__(
-        self,
-        url: str | None = None,
-        api_key: str | None = None,
-        *,
-        environment: str | None = None,
-        timeout_s: float = 60,
-        transport: AsyncTransport | None = None,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-    ):
-        self._sleep = sleep
-        self._transport: AsyncTransport
-        if transport is not None:
-            self._transport = transport
-            return
-        from cluster.config.environment import process_environment
-        from headrace.connection import find_connection
-
-        found = find_connection(process_environment(), url=url, api_key=api_key, environment=environment)
-        if found.url is None:
-            self._transport = AsyncHandleTransport(timeout_s=timeout_s)
-        else:
-            self._transport = AsyncHttpTransport(found.url, found.api_key, timeout_s=timeout_s)
-
-    @classmethod
-    def in_cluster(cls, *, timeout_s: float = 60) -> AsyncClient:
-        """Over the router's Serve handle: for deployments and async actors of the Ray cluster. Needs no key."""
-        return cls(transport=AsyncHandleTransport(timeout_s=timeout_s))
-
-    async def close(self) -> None:
-        await self._transport.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
-
-    async def _do(self, call: Call[T]) -> T:
-        for pause in (*PAUSES_S, None):
-            try:
-                answer = await self._transport.send(call.method, call.path, call.headers, call.body, call.timeout_s)
-                return call.parse(answer)
-            except Unavailable as error:
-                if not call.retry_safe or pause is None:
-                    raise
-                await self._sleep(max(pause, min(error.retry_after_s or 0.0, 5.0)))
-        raise InternalError("unreachable")
+    `AsyncClient()` finds it by HEADRACE_URL and HEADRACE_API_KEY, or by what `headrace up` left in `.headrace/`;
+    `AsyncClient.in_cluster()` is for code that runs in the Ray cluster. Every method raises a `HeadraceError`.
+    """
 
     # ---- models ----
 
@@ -87,6 +40,7 @@ class AsyncClient:
         key: str | None = None,
         timeout_s: float | None = None,
     ) -> Answer:
+        """Send one item (`{input name: value}`) to a model or route. `key` keeps a caller on one version."""
         headers = api.pinned(key=key, timeout_s=timeout_s)
         call = api.infer(model, [inputs], version=version, parameters=parameters, headers=headers, single=True)
         return await self._do(call)
@@ -101,14 +55,17 @@ class AsyncClient:
         key: str | None = None,
         timeout_s: float | None = None,
     ) -> Answer:
+        """Send several items in one request; the outputs are lists in the order of the items."""
         headers = api.pinned(key=key, timeout_s=timeout_s)
         call = api.infer(model, items, version=version, parameters=parameters, headers=headers, single=False)
         return await self._do(call)
 
     async def metadata(self, model: str, *, version: str | None = None) -> dict[str, Any]:
+        """The model's inputs and outputs with datatype and shape (Open Inference Protocol)."""
         return await self._do(api.metadata(model, version))
 
     async def embed(self, model: str, texts: str | Sequence[str], *, version: str | None = None) -> Embeddings:
+        """One vector per text."""
         listed = [texts] if isinstance(texts, str) else list(texts)
         return await self._do(api.embed(model, listed, headers=api.pinned(version=version)))
 
@@ -121,25 +78,26 @@ class AsyncClient:
         key: str | None = None,
         **options: Any,
     ) -> Chat:
+        """One answer of a chat model. `messages`: a text, or OpenAI's list; `options`: max_tokens, seed, …"""
         return await self._do(api.chat(model, messages, options=options, headers=api.pinned(version=version, key=key)))
 
     async def stream(
         self, model: str, messages: str | Sequence[Mapping[str, Any]], *, version: str | None = None, **options: Any
     ) -> AsyncIterator[str]:
+        """The pieces of a chat answer as they are made."""
         body, kind = api.chat_body(model, messages, stream=True, options=options)
-        headers = {**kind, **api.pinned(version=version), "accept": "text/event-stream"}
-        async with self._transport.lines("POST", "/v1/chat/completions", headers, body) as (_, lines):
-            reader = SseReader()
-            async for line in lines:
-                event = reader.feed(line)
-                text = stream_text(event[2]) if event is not None else ""
-                if text:
-                    yield text
+        headers = {**kind, **api.pinned(version=version)}
+        async for event in self._sse("POST", "/v1/chat/completions", headers, body):
+            if text := api.stream_text(event.data):
+                yield text
 
     async def complete(self, model: str, prompt: str, *, version: str | None = None, **options: Any) -> Chat:
+        """Continue a text."""
         return await self._do(api.complete(model, prompt, options=options, headers=api.pinned(version=version)))
 
     async def explain(self, model: str, **request: Any) -> dict[str, Any]:
+        """Why a request would go where it goes, without sending it. `request`: question, messages or inputs; also
+        parameters, headers, version, sticky."""
         return await self._do(api.explain(model, request))
 
     async def feedback(
@@ -151,19 +109,23 @@ class AsyncClient:
         model: str | None = None,
         version: str | None = None,
     ) -> Any:
+        """Say how good (0 to 1) an earlier answer was; `request_id` is in `answer.chosen.request_id`, and for an answer
+        that may be forgotten by now, `model` and `version` are there too."""
         return await self._do(api.feedback(request_id, score, comment=comment, model=model, version=version))
 
     # ---- workflows and runs ----
 
     async def workflows(self) -> list[dict[str, Any]]:
+        """Every registered workflow."""
         return await self._do(api.workflows())
 
     async def workflow(self, name: str) -> dict[str, Any]:
+        """One workflow and its newest definition."""
         return await self._do(api.workflow(name))
 
     async def register(self, folder: str | Path) -> dict[str, Any]:
-        files = await asyncio.to_thread(read_folder, Path(folder))
-        return await self._do(api.register(files))
+        """Register the workflow in a folder (workflow.yaml and its scripts), after checking it here."""
+        return await self._do(api.register(await self._apart(read_folder, Path(folder))))
 
     async def submit(
         self,
@@ -177,7 +139,8 @@ class AsyncClient:
         version: str | None = None,
         idempotency_key: str | None = None,
     ) -> Run:
-        call = await asyncio.to_thread(
+        """Start a run. Returns once it is durable. `files`: name → bytes, Path, (name, bytes), or a list of them."""
+        call = await self._apart(
             api.submit,
             workflow,
             input,
@@ -199,59 +162,57 @@ class AsyncClient:
         on_event: Callable[[Event], None] | None = None,
         **options: Any,
     ) -> Run:
+        """Submit and wait until the run has ended (see `submit`, `wait`). A failed run is returned, not raised."""
         started = await self.submit(workflow, input, **options)
         return await self.wait(started.id, timeout_s=timeout_s, on_event=on_event)
 
     async def wait(
         self, run_id: str, *, timeout_s: float | None = None, on_event: Callable[[Event], None] | None = None
     ) -> Run:
-        try:
-            async with asyncio.timeout(timeout_s):
-                async for event in self.events(run_id):
-                    if on_event is not None:
-                        on_event(event)
-        except TimeoutError:
-            raise DeadlineExceeded(
-                f"the run {run_id} has not ended within {timeout_s:g} s; it goes on: headrace watch {run_id}"
-            ) from None
+        """The run once it has ended. Raises DeadlineExceeded after `timeout_s`; the run goes on."""
+        give_up = time.monotonic() + timeout_s if timeout_s is not None else None
+        async for event in self.events(run_id, give_up=give_up):
+            if on_event is not None:
+                on_event(event)
         return await self.get_run(run_id)
 
-    async def events(self, run_id: str, *, after: int = 0) -> AsyncIterator[Event]:
-        if isinstance(self._transport, AsyncHandleTransport):
-            async for event in self._polled_events(run_id, after):
+    async def events(self, run_id: str, *, after: int = 0, give_up: float | None = None) -> AsyncIterator[Event]:
+        """The run's events until it has ended, whatever happens to the connection: it is taken up after the last event
+        seen. `give_up`: monotonic time after which DeadlineExceeded is raised."""
+        source = self._streamed_events if self._streams else self._polled_events
+        try:
+            async for event in source(run_id, after, give_up):
                 yield event
-            return
+        except (DeadlineExceeded, TimeoutError):
+            if give_up is None or time.monotonic() < give_up:
+                raise
+            raise DeadlineExceeded(
+                f"the run {run_id} has not ended in time; it goes on: headrace watch {run_id}"
+            ) from None
+
+    async def _streamed_events(self, run_id: str, after: int, give_up: float | None) -> AsyncIterator[Event]:
         failures = 0
         while True:
-            headers = {"accept": "text/event-stream", "last-event-id": str(after)}
+            headers = {"last-event-id": str(after)}
             try:
-                async with self._transport.lines("GET", path_of("runs", run_id, "events"), headers, b"") as (
-                    _,
-                    lines,
-                ):
-                    reader = SseReader()
-                    async for line in lines:
-                        found = reader.feed(line)
-                        if found is None:
-                            continue
-                        number, name, data = found
-                        after = int(number) if number and number.isdigit() else after
-                        failures = 0
-                        yield Event(after, name, json.loads(data))
+                async for event in self._sse("GET", path_of("runs", run_id, "events"), headers, b"", give_up):
+                    after = int(event.id) if event.id and event.id.isdigit() else after
+                    failures = 0
+                    yield Event(after, event.event, json.loads(event.data))
             except Unavailable:
                 failures += 1
                 if failures > 20:
                     raise
                 await self._sleep(min(0.2 * 2**failures, 3.0))
                 continue
-            if (await self.get_run(run_id)).ended:
+            if (await self._do(api.get_run(run_id, timeout_s=_left_s(give_up)))).ended:
                 return
             await self._sleep(0.1)
 
-    async def _polled_events(self, run_id: str, after: int) -> AsyncIterator[Event]:
+    async def _polled_events(self, run_id: str, after: int, give_up: float | None) -> AsyncIterator[Event]:
         pause = 0.1
         while True:
-            page, done = await self._do(api.events_page(run_id, after))
+            page, done = await self._do(api.events_page(run_id, after, timeout_s=_left_s(give_up)))
             for event in page:
                 after, pause = event.id, 0.1
                 yield event
@@ -261,6 +222,7 @@ class AsyncClient:
             pause = min(pause * 1.5, 1.0)
 
     async def get_run(self, run_id: str) -> Run:
+        """One run with its steps as they are now."""
         return await self._do(api.get_run(run_id))
 
     async def runs(
@@ -271,6 +233,7 @@ class AsyncClient:
         since: str | float | None = None,
         limit: int = 50,
     ) -> AsyncIterator[Run]:
+        """Runs, newest first, at most `limit`; pages are fetched as they are needed."""
         cursor: str | None = None
         left = limit
         while left > 0:
@@ -284,6 +247,7 @@ class AsyncClient:
                 return
 
     async def cancel(self, run_id: str, *, reason: str | None = None) -> Run:
+        """Stop a run: once this returns no further step starts."""
         return await self._do(api.cancel(run_id, reason))
 
     async def resume(
@@ -294,62 +258,82 @@ class AsyncClient:
         digest: str | None = None,
         confirm: bool = False,
     ) -> dict[str, Any]:
+        """Go on from the last committed steps. With an edited workflow (YAML text or mapping, or the digest of
+        a registered one) the first answer says which steps stay valid; with `confirm=True` the run goes on."""
         return await self._do(api.resume(run_id, workflow=workflow, digest=digest, confirm=confirm))
 
     async def signal(self, run_id: str, step: str, payload: Any = None) -> dict[str, Any]:
+        """Answer an approval step."""
         return await self._do(api.signal(run_id, step, payload))
 
     async def logs(self, run_id: str, step: str | None = None) -> str:
+        """What a step, or all of them, printed."""
         return await self._do(api.logs(run_id, step))
 
     async def output(self, run_id: str, *, pointer: str = "", step: str | None = None) -> bytes:
+        """The run's (or a step's) output as bytes: JSON, or a file's content; `pointer` (RFC 6901) takes a part."""
         return await self._do(api.output(run_id, pointer=pointer, step=step))
 
     async def replay_webhook(self, run_id: str) -> dict[str, Any]:
+        """Send the webhook of an ended run again."""
         return await self._do(api.replay_webhook(run_id))
 
     # ---- operators ----
 
     async def models(self) -> list[dict[str, Any]]:
+        """All models with their versions, weights and states."""
         return list((await self._do(admin.models()))["models"])
 
     async def model(self, name: str) -> dict[str, Any]:
+        """One model with its versions, weights and states."""
         return dict(await self._do(admin.model(name)))
 
     async def plan(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """What `deploy` with the same request would change. `request`: see `headrace.deployment.deploy_request`."""
         return dict(await self._do(admin.plan(request)))
 
     async def deploy(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Record what shall run; returns at once, `deployment` tells how it goes."""
         return dict(await self._do(admin.deploy(request)))
 
     async def deployment(self, identifier: str) -> dict[str, Any]:
+        """How a deployment goes: `{id, state: running|done|failed, seconds, items}`."""
         return dict(await self._do(admin.deployment(identifier)))
 
     async def deployments(self) -> list[dict[str, Any]]:
+        """Recent deployments, newest first."""
         return list((await self._do(admin.deployments()))["deployments"])
 
     async def retire(self, model: str, version: str | None = None, *, force: bool = False) -> dict[str, Any]:
+        """Take down one version, or with none the whole model. Refused while it gets traffic, unless `force`."""
         return dict(await self._do(admin.retire(model, version, force=force)))
 
     async def traffic(self, model: str, weights: Mapping[str, float], *, force: bool = False) -> dict[str, Any]:
+        """Set the weights by hand; versions not named get 0."""
         return dict(await self._do(admin.traffic(model, weights, force=force)))
 
     async def status(self) -> dict[str, Any]:
+        """What the control plane holds and how it is."""
         return dict(await self._do(admin.status()))
 
     async def start_release(self, model: str, candidate: str, **options: Any) -> dict[str, Any]:
+        """Begin to move traffic to `candidate`. `options` override the model's `release:` section."""
         return dict(await self._do(admin.release_start(model, candidate, options)))
 
     async def release(self, model: str) -> dict[str, Any]:
+        """The newest release of a model, with the figures and the decision of now."""
         return dict(await self._do(admin.release_status(model)))
 
     async def move_release(self, model: str, move: str, *, reason: str = "", force: bool = False) -> dict[str, Any]:
+        """`move`: promote, pause, resume or rollback."""
         return dict(await self._do(admin.release_move(model, move, reason=reason, force=force)))
 
     async def releases(self, model: str | None = None) -> list[dict[str, Any]]:
+        """Releases, newest first, each with its history."""
         return list((await self._do(admin.releases(model)))["releases"])
 
     async def promotions(self) -> list[dict[str, Any]]:
+        """Versions that have proved themselves here, so that the next environment may take them."""
         return list((await self._do(admin.promotions()))["promotions"])
 
     async def record_promotion(self, model: str, version: str, *, reason: str) -> dict[str, Any]:
@@ -366,13 +350,26 @@ class AsyncClient:
         return dict(await self._do(admin.reset_breaker(target)))
 
     async def keys(self) -> list[dict[str, Any]]:
+        """The API keys by name, role and time; never the keys themselves."""
         return list((await self._do(admin.keys()))["keys"])
 
     async def create_key(
         self, name: str, *, role: str = "invoke", expires_in_s: float | None = None, replace: bool = False
     ) -> dict[str, Any]:
+        """A new API key. The key itself is in this answer and in no other."""
         call = admin.create_key(name, role=role, expires_in_s=expires_in_s, replace=replace)
         return dict(await self._do(call))
 
     async def revoke_key(self, name: str) -> Any:
+        """End an API key; routers refuse it once they have the next table."""
         return await self._do(admin.revoke_key(name))
+
+
+def _left_s(give_up: float | None) -> float | None:
+    """The time left, in seconds. Raises TimeoutError when there is none."""
+    if give_up is None:
+        return None
+    left = give_up - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left

@@ -1,4 +1,4 @@
-"""The synchronous client: each method is one call of `headrace.api` over a transport."""
+"""The synchronous client. Made from `headrace/async_client.py` by `make format`: edit that one."""
 
 from __future__ import annotations
 
@@ -6,79 +6,24 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any
 
-from cluster.errors import DeadlineExceeded, InternalError, Unavailable
+from cluster.errors import DeadlineExceeded, Unavailable
 from headrace import admin, api
+from headrace.folders import read_folder
 from headrace.results import Answer, Chat, Embeddings, Event, Run
-from headrace.transports import HandleTransport, HttpTransport, Transport
-from headrace.wire import Call, path_of, server_sent_events
+from headrace.shells import Shell
+from headrace.wire import path_of
 
 __all__ = ["Client"]
 
-T = TypeVar("T")
-PAUSES_S = (0.2, 0.6, 1.5)
 
-
-class Client:
+class Client(Shell):
     """Calls a headrace cluster.
 
     `Client()` finds it by HEADRACE_URL and HEADRACE_API_KEY, or by what `headrace up` left in `.headrace/`;
     `Client.in_cluster()` is for code that runs in the Ray cluster. Every method raises a `HeadraceError`.
     """
-
-    def __init__(
-        self,
-        url: str | None = None,
-        api_key: str | None = None,
-        *,
-        environment: str | None = None,
-        timeout_s: float = 60,
-        transport: Transport | None = None,
-        sleep: Callable[[float], None] = time.sleep,
-    ):
-        self._sleep = sleep
-        self._transport: Transport
-        if transport is not None:
-            self._transport = transport
-            return
-        from cluster.config.environment import process_environment
-        from headrace.connection import find_connection
-
-        found = find_connection(process_environment(), url=url, api_key=api_key, environment=environment)
-        if found.url is None:
-            self._transport = HandleTransport(timeout_s=timeout_s)
-        else:
-            self._transport = HttpTransport(found.url, found.api_key, timeout_s=timeout_s)
-
-    @classmethod
-    def in_cluster(cls, *, timeout_s: float = 60) -> Client:
-        """Over the router's Serve handle: for drivers, tasks and actors of the Ray cluster. Needs no key."""
-        return cls(transport=HandleTransport(timeout_s=timeout_s))
-
-    def close(self) -> None:
-        self._transport.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _do(self, call: Call[T]) -> T:
-        """Send a call; one that is safe to repeat is repeated while the cluster cannot be reached."""
-        for pause in (*PAUSES_S, None):
-            try:
-                answer = self._transport.send(call.method, call.path, call.headers, call.body, call.timeout_s)
-                return call.parse(answer)
-            except Unavailable as error:
-                if not call.retry_safe or pause is None:
-                    raise
-                self._sleep(max(pause, min(error.retry_after_s or 0.0, 5.0)))
-        raise InternalError("unreachable")
 
     # ---- models ----
 
@@ -94,9 +39,8 @@ class Client:
     ) -> Answer:
         """Send one item (`{input name: value}`) to a model or route. `key` keeps a caller on one version."""
         headers = api.pinned(key=key, timeout_s=timeout_s)
-        return self._do(
-            api.infer(model, [inputs], version=version, parameters=parameters, headers=headers, single=True)
-        )
+        call = api.infer(model, [inputs], version=version, parameters=parameters, headers=headers, single=True)
+        return self._do(call)
 
     def infer_batch(
         self,
@@ -110,7 +54,8 @@ class Client:
     ) -> Answer:
         """Send several items in one request; the outputs are lists in the order of the items."""
         headers = api.pinned(key=key, timeout_s=timeout_s)
-        return self._do(api.infer(model, items, version=version, parameters=parameters, headers=headers, single=False))
+        call = api.infer(model, items, version=version, parameters=parameters, headers=headers, single=False)
+        return self._do(call)
 
     def metadata(self, model: str, *, version: str | None = None) -> dict[str, Any]:
         """The model's inputs and outputs with datatype and shape (Open Inference Protocol)."""
@@ -138,12 +83,10 @@ class Client:
     ) -> Iterator[str]:
         """The pieces of a chat answer as they are made."""
         body, kind = api.chat_body(model, messages, stream=True, options=options)
-        headers = {**kind, **api.pinned(version=version), "accept": "text/event-stream"}
-        with self._transport.lines("POST", "/v1/chat/completions", headers, body) as (_, lines):
-            for _, _, data in server_sent_events(lines):
-                text = stream_text(data)
-                if text:
-                    yield text
+        headers = {**kind, **api.pinned(version=version)}
+        for event in self._sse("POST", "/v1/chat/completions", headers, body):
+            if text := api.stream_text(event.data):
+                yield text
 
     def complete(self, model: str, prompt: str, *, version: str | None = None, **options: Any) -> Chat:
         """Continue a text."""
@@ -170,14 +113,16 @@ class Client:
     # ---- workflows and runs ----
 
     def workflows(self) -> list[dict[str, Any]]:
+        """Every registered workflow."""
         return self._do(api.workflows())
 
     def workflow(self, name: str) -> dict[str, Any]:
+        """One workflow and its newest definition."""
         return self._do(api.workflow(name))
 
     def register(self, folder: str | Path) -> dict[str, Any]:
         """Register the workflow in a folder (workflow.yaml and its scripts), after checking it here."""
-        return self._do(api.register(read_folder(Path(folder))))
+        return self._do(api.register(self._apart(read_folder, Path(folder))))
 
     def submit(
         self,
@@ -192,18 +137,18 @@ class Client:
         idempotency_key: str | None = None,
     ) -> Run:
         """Start a run. Returns once it is durable. `files`: name → bytes, Path, (name, bytes), or a list of them."""
-        return self._do(
-            api.submit(
-                workflow,
-                input,
-                files=files,
-                webhook=webhook,
-                priority=priority,
-                seed=seed,
-                version=version,
-                idempotency_key=idempotency_key,
-            )
+        call = self._apart(
+            api.submit,
+            workflow,
+            input,
+            files=files,
+            webhook=webhook,
+            priority=priority,
+            seed=seed,
+            version=version,
+            idempotency_key=idempotency_key,
         )
+        return self._do(call)
 
     def run(
         self,
@@ -231,45 +176,49 @@ class Client:
     def events(self, run_id: str, *, after: int = 0, give_up: float | None = None) -> Iterator[Event]:
         """The run's events until it has ended, whatever happens to the connection: it is taken up after the last event
         seen. `give_up`: monotonic time after which DeadlineExceeded is raised."""
-        if isinstance(self._transport, HandleTransport):
-            yield from self._polled_events(run_id, after, give_up)
-            return
+        source = self._streamed_events if self._streams else self._polled_events
+        try:
+            yield from source(run_id, after, give_up)
+        except (DeadlineExceeded, TimeoutError):
+            if give_up is None or time.monotonic() < give_up:
+                raise
+            raise DeadlineExceeded(
+                f"the run {run_id} has not ended in time; it goes on: headrace watch {run_id}"
+            ) from None
+
+    def _streamed_events(self, run_id: str, after: int, give_up: float | None) -> Iterator[Event]:
         failures = 0
         while True:
-            if give_up is not None and time.monotonic() > give_up:
-                raise DeadlineExceeded(f"the run {run_id} has not ended in time; it goes on: headrace watch {run_id}")
-            headers = {"accept": "text/event-stream", "last-event-id": str(after)}
+            headers = {"last-event-id": str(after)}
             try:
-                with self._transport.lines("GET", path_of("runs", run_id, "events"), headers, b"") as (_, lines):
-                    for number, event, data in server_sent_events(_until(lines, give_up)):
-                        after = int(number) if number and number.isdigit() else after
-                        failures = 0
-                        yield Event(after, event, json.loads(data))
+                for event in self._sse("GET", path_of("runs", run_id, "events"), headers, b"", give_up):
+                    after = int(event.id) if event.id and event.id.isdigit() else after
+                    failures = 0
+                    yield Event(after, event.event, json.loads(event.data))
             except Unavailable:
                 failures += 1
                 if failures > 20:
                     raise
                 self._sleep(min(0.2 * 2**failures, 3.0))
                 continue
-            if self.get_run(run_id).ended:
+            if self._do(api.get_run(run_id, timeout_s=_left_s(give_up))).ended:
                 return
             self._sleep(0.1)
 
     def _polled_events(self, run_id: str, after: int, give_up: float | None) -> Iterator[Event]:
         pause = 0.1
         while True:
-            page, done = self._do(api.events_page(run_id, after))
+            page, done = self._do(api.events_page(run_id, after, timeout_s=_left_s(give_up)))
             for event in page:
                 after, pause = event.id, 0.1
                 yield event
             if done:
                 return
-            if give_up is not None and time.monotonic() > give_up:
-                raise DeadlineExceeded(f"the run {run_id} has not ended in time; it goes on: headrace watch {run_id}")
             self._sleep(pause)
             pause = min(pause * 1.5, 1.0)
 
     def get_run(self, run_id: str) -> Run:
+        """One run with its steps as they are now."""
         return self._do(api.get_run(run_id))
 
     def runs(
@@ -321,6 +270,7 @@ class Client:
         return self._do(api.output(run_id, pointer=pointer, step=step))
 
     def replay_webhook(self, run_id: str) -> dict[str, Any]:
+        """Send the webhook of an ended run again."""
         return self._do(api.replay_webhook(run_id))
 
     # ---- operators ----
@@ -330,6 +280,7 @@ class Client:
         return list(self._do(admin.models())["models"])
 
     def model(self, name: str) -> dict[str, Any]:
+        """One model with its versions, weights and states."""
         return dict(self._do(admin.model(name)))
 
     def plan(self, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -345,6 +296,7 @@ class Client:
         return dict(self._do(admin.deployment(identifier)))
 
     def deployments(self) -> list[dict[str, Any]]:
+        """Recent deployments, newest first."""
         return list(self._do(admin.deployments())["deployments"])
 
     def retire(self, model: str, version: str | None = None, *, force: bool = False) -> dict[str, Any]:
@@ -356,6 +308,7 @@ class Client:
         return dict(self._do(admin.traffic(model, weights, force=force)))
 
     def status(self) -> dict[str, Any]:
+        """What the control plane holds and how it is."""
         return dict(self._do(admin.status()))
 
     def start_release(self, model: str, candidate: str, **options: Any) -> dict[str, Any]:
@@ -375,6 +328,7 @@ class Client:
         return list(self._do(admin.releases(model))["releases"])
 
     def promotions(self) -> list[dict[str, Any]]:
+        """Versions that have proved themselves here, so that the next environment may take them."""
         return list(self._do(admin.promotions())["promotions"])
 
     def record_promotion(self, model: str, version: str, *, reason: str) -> dict[str, Any]:
@@ -391,52 +345,26 @@ class Client:
         return dict(self._do(admin.reset_breaker(target)))
 
     def keys(self) -> list[dict[str, Any]]:
+        """The API keys by name, role and time; never the keys themselves."""
         return list(self._do(admin.keys())["keys"])
 
     def create_key(
         self, name: str, *, role: str = "invoke", expires_in_s: float | None = None, replace: bool = False
     ) -> dict[str, Any]:
         """A new API key. The key itself is in this answer and in no other."""
-        return dict(self._do(admin.create_key(name, role=role, expires_in_s=expires_in_s, replace=replace)))
+        call = admin.create_key(name, role=role, expires_in_s=expires_in_s, replace=replace)
+        return dict(self._do(call))
 
     def revoke_key(self, name: str) -> Any:
+        """End an API key; routers refuse it once they have the next table."""
         return self._do(admin.revoke_key(name))
 
 
-def stream_text(data: str) -> str:
-    """The text in one chunk of a streamed chat answer. Raises the error that a chunk carries."""
-    if data.strip() == "[DONE]":
-        return ""
-    try:
-        chunk = json.loads(data)
-    except ValueError:
-        return ""
-    if isinstance(chunk, dict) and chunk.get("error"):
-        from headrace.wire import Response, error_of
-
-        raise error_of(Response(500, {}, data.encode()))
-    choices = chunk.get("choices") or [{}]
-    delta = choices[0].get("delta") or {}
-    return str(delta.get("content") or choices[0].get("text") or "")
-
-
-def read_folder(folder: Path) -> dict[str, bytes]:
-    """Every file of a workflow's folder by relative name, caches and hidden files aside. Raises InvalidConfig when the
-    workflow is wrong in itself."""
-    from pipelines.spec.load import load_workflow
-
-    load_workflow(folder)
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-        and not any(part == "__pycache__" or part.startswith(".") for part in path.relative_to(folder).parts)
-    }
-
-
-def _until(lines: Iterator[str], give_up: float | None) -> Iterator[str]:
-    """Stops between lines once it is too late (a heartbeat line comes every few seconds)."""
-    for line in lines:
-        yield line
-        if give_up is not None and time.monotonic() > give_up:
-            return
+def _left_s(give_up: float | None) -> float | None:
+    """The time left, in seconds. Raises TimeoutError when there is none."""
+    if give_up is None:
+        return None
+    left = give_up - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -74,13 +74,11 @@ class ScriptedTransport:
         return answer if isinstance(answer, Response) else answer(request)
 
     @contextmanager
-    def lines(
-        self, method: str, path: str, headers: Mapping[str, str], body: bytes
-    ) -> Iterator[tuple[Mapping[str, str], Iterator[str]]]:
+    def chunks(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Iterator[Iterator[bytes]]:
         answer = self.send(method, path, headers, body, None)
         if answer.status >= 400:
             raise error_of(answer)
-        yield answer.headers, iter(answer.body.decode().split("\n"))
+        yield iter([answer.body])
 
     def close(self) -> None:
         pass
@@ -98,16 +96,16 @@ class AsyncScriptedTransport:
         return self._script.send(method, path, headers, body, timeout_s)
 
     @asynccontextmanager
-    async def lines(
+    async def chunks(
         self, method: str, path: str, headers: Mapping[str, str], body: bytes
-    ) -> AsyncIterator[tuple[Mapping[str, str], AsyncIterator[str]]]:
-        with self._script.lines(method, path, headers, body) as (answered, lines):
+    ) -> AsyncIterator[AsyncGenerator[bytes, None]]:
+        with self._script.chunks(method, path, headers, body) as chunks:
 
-            async def each() -> AsyncIterator[str]:
-                for line in lines:
-                    yield line
+            async def each() -> AsyncGenerator[bytes, None]:
+                for chunk in chunks:
+                    yield chunk
 
-            yield answered, each()
+            yield each()
 
     async def close(self) -> None:
         pass

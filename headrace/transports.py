@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from cluster.errors import DeadlineExceeded, Unavailable
@@ -28,14 +28,16 @@ STREAM_PAUSE_S = 3600.0
 
 
 class Transport(Protocol):
-    """One exchange, or one whose answer is read line by line. Raises `HeadraceError` when there is no answer."""
+    """One exchange, or one whose answer is read as it comes. Raises `HeadraceError` when there is no answer."""
 
     def send(
         self, method: str, path: str, headers: Mapping[str, str], body: bytes, timeout_s: float | None
     ) -> Response: ...
 
-    def lines(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Any:
-        """A context manager over (response headers, iterator of lines); error answers raise."""
+    def chunks(
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes
+    ) -> AbstractContextManager[Iterator[bytes]]:
+        """The answer's bytes in the pieces they come in; error answers raise."""
         ...
 
     def close(self) -> None: ...
@@ -48,7 +50,9 @@ class AsyncTransport(Protocol):
         self, method: str, path: str, headers: Mapping[str, str], body: bytes, timeout_s: float | None
     ) -> Response: ...
 
-    def lines(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Any: ...
+    def chunks(
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes
+    ) -> AbstractAsyncContextManager[AsyncGenerator[bytes, None]]: ...
 
     async def close(self) -> None: ...
 
@@ -98,9 +102,7 @@ class HttpTransport:
         return Response(answer.status_code, dict(answer.headers), answer.content)
 
     @contextmanager
-    def lines(
-        self, method: str, path: str, headers: Mapping[str, str], body: bytes
-    ) -> Iterator[tuple[Mapping[str, str], Iterator[str]]]:
+    def chunks(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Iterator[Iterator[bytes]]:
         import httpx
 
         try:
@@ -113,7 +115,7 @@ class HttpTransport:
             ) as answer:
                 if answer.status_code >= 400:
                     raise error_of(Response(answer.status_code, dict(answer.headers), answer.read()))
-                yield dict(answer.headers), answer.iter_lines()
+                yield answer.iter_bytes()
         except httpx.HTTPError as error:
             raise _lost(error, self._url) from error
 
@@ -152,9 +154,9 @@ class AsyncHttpTransport:
         return Response(answer.status_code, dict(answer.headers), answer.content)
 
     @asynccontextmanager
-    async def lines(
+    async def chunks(
         self, method: str, path: str, headers: Mapping[str, str], body: bytes
-    ) -> AsyncIterator[tuple[Mapping[str, str], AsyncIterator[str]]]:
+    ) -> AsyncIterator[AsyncGenerator[bytes, None]]:
         import httpx
 
         try:
@@ -167,12 +169,21 @@ class AsyncHttpTransport:
             ) as answer:
                 if answer.status_code >= 400:
                     raise error_of(Response(answer.status_code, dict(answer.headers), await answer.aread()))
-                yield dict(answer.headers), answer.aiter_lines()
+                yield _each(answer)
         except httpx.HTTPError as error:
             raise _lost(error, self._url) from error
 
     async def close(self) -> None:
         await self._http.aclose()
+
+
+async def _each(answer: httpx.Response) -> AsyncGenerator[bytes, None]:
+    async for chunk in answer.aiter_bytes():
+        yield chunk
+
+
+async def _once(body: bytes) -> AsyncGenerator[bytes, None]:
+    yield body
 
 
 def _router_handle() -> Any:
@@ -228,13 +239,11 @@ class HandleTransport:
         return _answer(raw)
 
     @contextmanager
-    def lines(
-        self, method: str, path: str, headers: Mapping[str, str], body: bytes
-    ) -> Iterator[tuple[Mapping[str, str], Iterator[str]]]:
+    def chunks(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Iterator[Iterator[bytes]]:
         answer = self.send(method, path, headers, body, None)
         if answer.status >= 400:
             raise error_of(answer)
-        yield answer.headers, iter(answer.body.decode(errors="replace").splitlines())
+        yield iter([answer.body])
 
     def close(self) -> None:
         self._handle = None
@@ -262,18 +271,13 @@ class AsyncHandleTransport:
         return _answer(raw)
 
     @asynccontextmanager
-    async def lines(
+    async def chunks(
         self, method: str, path: str, headers: Mapping[str, str], body: bytes
-    ) -> AsyncIterator[tuple[Mapping[str, str], AsyncIterator[str]]]:
+    ) -> AsyncIterator[AsyncGenerator[bytes, None]]:
         answer = await self.send(method, path, headers, body, None)
         if answer.status >= 400:
             raise error_of(answer)
-
-        async def each() -> AsyncIterator[str]:
-            for line in answer.body.decode(errors="replace").splitlines():
-                yield line
-
-        yield answer.headers, each()
+        yield _once(answer.body)
 
     async def close(self) -> None:
         self._handle = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote, urlencode
@@ -11,7 +11,7 @@ from urllib.parse import quote, urlencode
 import cluster.errors as errors
 from cluster.errors import HeadraceError, InternalError
 
-__all__ = ["Call", "Response", "ServerError", "error_of", "json_body", "path_of", "server_sent_events"]
+__all__ = ["Call", "Response", "ServerError", "error_of", "json_body", "path_of"]
 
 T = TypeVar("T")
 
@@ -121,42 +121,4 @@ def _retry_after(response: Response) -> float | None:
     try:
         return float(response.headers["retry-after"])
     except (KeyError, ValueError):
-        return None
-
-
-def server_sent_events(lines: Iterator[str]) -> Iterator[tuple[str | None, str, str]]:
-    """(id, event, data) of each server-sent event; comments and `retry:` are skipped.
-
-    https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream; an event cut off by the end
-    of the stream is dropped, as it says.
-    """
-    reader = SseReader()
-    for line in lines:
-        event = reader.feed(line)
-        if event is not None:
-            yield event
-
-
-class SseReader:
-    """The same, fed line by line, for asynchronous streams."""
-
-    def __init__(self) -> None:
-        self._id: str | None = None
-        self._event = "message"
-        self._data: list[str] = []
-
-    def feed(self, line: str) -> tuple[str | None, str, str] | None:
-        line = line.rstrip("\r\n")
-        if not line:
-            done = (self._id, self._event, "\n".join(self._data)) if self._data else None
-            self._event, self._data = "message", []
-            return done
-        name, _, value = line.partition(":")
-        value = value.removeprefix(" ")
-        if name == "id":
-            self._id = value
-        elif name == "event":
-            self._event = value
-        elif name == "data":
-            self._data.append(value)
         return None

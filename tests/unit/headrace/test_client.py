@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import json
+import subprocess
+import sys
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +30,7 @@ from headrace import AsyncClient, Client
 from headrace.testing import AsyncScriptedTransport, Request, ScriptedTransport, problem, reply
 from headrace.wire import Response, ServerError, error_of
 
+REPOSITORY = Path(__file__).resolve().parents[3]
 RUN = {"id": "run-0-x", "workflow": "w", "state": "RUNNING", "steps": [{"id": "a", "state": "SUCCESS", "output": 5}]}
 
 
@@ -195,6 +202,53 @@ def test_wait_gives_up_in_time() -> None:
         client(script)[0].wait("r", timeout_s=0)
 
 
+def test_a_line_separator_in_a_message_does_not_cut_an_event() -> None:
+    """JSON may hold U+2028 and the like as they are; only line feeds end a line of the stream."""
+    data = json.dumps({"error": "a\u2028b\x85c"}, ensure_ascii=False)
+    stream = Response(200, {}, f"id: 1\nevent: step.failed\ndata: {data}\n\n".encode())
+    script = (
+        ScriptedTransport().on("GET", "/runs/r/events", stream).on("GET", "/runs/r", reply({**RUN, "state": "FAILED"}))
+    )
+    (event,) = client(script)[0].events("r")
+    assert event.data == {"error": "a\u2028b\x85c"}
+
+
+async def test_the_async_wait_gives_up_while_the_stream_is_silent() -> None:
+    """It does not sit out the server's heartbeat, and says that the run goes on."""
+
+    class Silent(AsyncScriptedTransport):
+        @asynccontextmanager
+        async def chunks(
+            self, method: str, path: str, headers: Mapping[str, str], body: bytes
+        ) -> AsyncIterator[AsyncGenerator[bytes, None]]:
+            async def never() -> AsyncGenerator[bytes, None]:
+                await asyncio.Event().wait()
+                yield b""
+
+            yield never()
+
+    with pytest.raises(DeadlineExceeded, match="it goes on"):
+        await AsyncClient(transport=Silent(ScriptedTransport())).wait("r", timeout_s=0.01)
+
+
+def test_looking_whether_a_run_has_ended_takes_no_longer_than_the_wait() -> None:
+    """Every request that wait makes is bounded by what is left of its time."""
+    limits: list[float | None] = []
+
+    class Recording(ScriptedTransport):
+        def send(
+            self, method: str, path: str, headers: Mapping[str, str], body: bytes, timeout_s: float | None
+        ) -> Response:
+            if path == "/runs/r":
+                limits.append(timeout_s)
+            return super().send(method, path, headers, body, timeout_s)
+
+    script = Recording().on("GET", "/runs/r/events", sse()).on("GET", "/runs/r", reply({**RUN, "state": "SUCCESS"}))
+    one, _ = client(script)
+    assert list(one.events("r", give_up=time.monotonic() + 30)) == []
+    assert [limit is not None and limit <= 30 for limit in limits] == [True]
+
+
 def test_runs_follow_pages_up_to_the_limit() -> None:
     """runs fetches page after page until the limit, or until there are no more."""
 
@@ -287,17 +341,22 @@ async def test_the_async_client_does_the_same() -> None:
             await one.workflow("nope")
 
 
-def test_both_clients_have_the_same_methods() -> None:
-    """Every public method of Client is in AsyncClient with the same parameters (`give_up` apart)."""
+def test_the_synchronous_client_is_made_from_the_asynchronous_one() -> None:
+    """`make format` was run after the last edit, so both have the same methods, parameters, types and docstrings."""
+    done = subprocess.run(
+        [sys.executable, str(REPOSITORY / "scripts" / "sync_client.py"), "--check"], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
-    def methods(cls: type) -> dict[str, list[str]]:
-        return {
-            name: [p for p in inspect.signature(member).parameters if p != "give_up"]
-            for name, member in inspect.getmembers(cls, inspect.isfunction)
-            if not name.startswith("_")
-        }
 
-    assert methods(Client) == methods(AsyncClient)
+def test_every_public_method_says_what_it_does() -> None:
+    """An editor shows a sentence for each method of both clients."""
+    for cls in (Client, AsyncClient):
+        assert not [
+            name
+            for name, member in inspect.getmembers(cls, inspect.isroutine)
+            if not name.startswith("_") and not inspect.getdoc(member)
+        ]
 
 
 def test_public_names() -> None:
