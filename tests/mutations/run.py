@@ -37,7 +37,7 @@ def run_tests(tree: Path, tests: Iterable[str]) -> tuple[int, str]:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", f"--timeout={LIMIT_S}", *tests],
         cwd=tree,
-        env={**os.environ, "PYTHONPATH": str(tree), "HYPOTHESIS_STORAGE_DIRECTORY": str(tree / ".hypothesis")},
+        env={**os.environ, "PYTHONPATH": str(tree), "HYPOTHESIS_PROFILE": "mutants"},
         capture_output=True,
         text=True,
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -53,7 +53,7 @@ class Tripwire(MemoryBucket):
         if hit and self.after is not None:
             self.after()
 
-    def _holds(self, records: list[bytes]) -> bool:
+    def _holds(self, records: Sequence[bytes]) -> bool:
         return any(all(word.encode() in record for word in self.needle) for record in records)
 
 
@@ -95,13 +95,12 @@ class Hand:
 
     async def run(self, attempt: Attempt) -> Outcome:
         self.world.effects.append((self.owner, attempt))
-        takes_s = self.world.work_s.get(attempt.step_id, 0.0)
         try:
-            await asyncio.sleep(takes_s)
+            await asyncio.sleep(self.world.work_s.get(attempt.step_id, 0.0))
         except asyncio.CancelledError:
             if attempt.step_id not in self.world.stubborn:
                 raise
-            await asyncio.sleep(takes_s)
+            await asyncio.sleep(self.world.work_s.get(attempt.step_id, 0.0))
         return Outcome(status="success", output={"fence": attempt.fence})
 
     async def post(self, url: str, headers: Mapping[str, str], body: bytes, *, now: float) -> SendResult:

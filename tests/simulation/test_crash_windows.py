@@ -258,16 +258,17 @@ def test_window_3_a_repeat_with_the_same_run_id(archived: bool) -> None:
     async def scenario(scene: Scene) -> None:
         first = await scene.owner()
         await first.ask(first.store.register({"workflow": ORDER}))
-        request = {"workflow": "order", "input": {}, "run_id": "run-0-" + first.store.kernel.ids.ulid()}
+        run_id = "run-0-" + first.store.kernel.ids.ulid()
+        request = {"workflow": "order", "input": {}, "run_id": run_id}
         scene.trip("RunSubmitted", after=first.process.crash)
         first.begin(first.store.submit(request))
         await scene.until(lambda: not first.process.alive)
         second = await scene.owner()
         if archived:
-            await second.ended(request["run_id"])
+            await second.ended(run_id)
             await second.ask(second.store.archiver.archive())
         repeated = await second.ask(second.store.submit(request))
-        assert (repeated["id"], repeated["created"]) == (request["run_id"], False)
+        assert (repeated["id"], repeated["created"]) == (run_id, False)
         assert (await second.ended(repeated["id"]))["state"] == "SUCCESS"
         assert [attempt.step_id for _, attempt in scene.world.effects].count("ship") == 1
         await scene.verified(repeated["id"])

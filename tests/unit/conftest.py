@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 
 # How long an example takes says more about the machine's other work than about the code.
 settings.register_profile("headrace", deadline=None)
-settings.load_profile("headrace")
+# A mutant is to be noticed, not explained: shrinking what a broken guard leads to takes minutes.
+settings.register_profile("mutants", deadline=None, database=None, phases=[Phase.explicit, Phase.generate])
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "headrace"))
 
 
 @pytest.fixture(autouse=True, scope="session")
