@@ -62,6 +62,10 @@ class StoredBlobs:
                 while chunk := await asyncio.to_thread(file.read, CHUNK):
                     yield chunk
 
+    async def read(self, key: str) -> bytes:
+        """A small object that is no blob, such as a log, as it is now."""
+        return await self._blobs().bucket.get(key)
+
     async def close(self) -> None:
         """Close the bucket, if it was opened."""
         if self._store is not None:

@@ -20,6 +20,7 @@ from starlette.formparsers import MultiPartException
 
 from cluster.errors import HeadraceError, InvalidInput, NotFound, StorageError, StorageUnavailable, TooLarge
 from serve_apps.http.deps import Caller, require, require_role
+from serve_apps.http.logs import follow_logs, read_logs
 from serve_apps.http.runs_gateway import RunsGateway
 
 __all__ = ["BlobPort", "RunSubmitBody", "build_router"]
@@ -39,6 +40,10 @@ class BlobPort(Protocol):
 
     def stream(self, reference: Mapping[str, Any]) -> AsyncIterator[bytes]:
         """The content in chunks. Raises `ObjectNotFound` at the first one."""
+        ...
+
+    async def read(self, key: str) -> bytes:
+        """A log as it is now. Raises `ObjectNotFound`."""
         ...
 
 
@@ -190,22 +195,59 @@ def build_router(
     async def log(
         run_id: str,
         step: str,
+        request: Request,
         _: Invoker,
         item: Annotated[int | None, Query(ge=0)] = None,
         attempt: Annotated[int | None, Query(ge=1)] = None,
+        follow: Annotated[bool, Query(description="go on with what comes until the step has ended")] = False,
+        cursor: Annotated[str | None, Query(max_length=64)] = None,
+        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     ) -> Response:
-        found = (await gateway.logs(run_id, step))["attempts"]
-        chosen = [
-            entry
-            for entry in found
-            if (item is None or entry.get("item") == item) and (attempt is None or entry["attempt"] == attempt)
-        ]
-        return StreamingResponse(_log_text(blobs, chosen), media_type="text/plain; charset=utf-8")
+        """Of every attempt, in order, as text. `Accept: application/json` lists the attempts that printed something."""
+        query = {"item": item, "attempt": attempt, "cursor": cursor, "limit": limit}
+        return await _logs(request, run_id, step, query, follow=follow)
 
     @router.get("/runs/{run_id}/logs", summary="What all steps printed", response_class=StreamingResponse)
-    async def logs(run_id: str, _: Invoker) -> Response:
-        found = (await gateway.logs(run_id, "*"))["attempts"]
-        return StreamingResponse(_log_text(blobs, found), media_type="text/plain; charset=utf-8")
+    async def logs(
+        run_id: str,
+        request: Request,
+        _: Invoker,
+        follow: Annotated[bool, Query(description="go on with what comes until the run has ended")] = False,
+        cursor: Annotated[str | None, Query(max_length=64)] = None,
+        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    ) -> Response:
+        return await _logs(request, run_id, "*", {"cursor": cursor, "limit": limit}, follow=follow)
+
+    async def _logs(request: Request, run_id: str, step: str, query: dict[str, Any], *, follow: bool) -> Response:
+        query = {name: value for name, value in query.items() if value is not None}
+        # The first page is read before the answer starts, so that an unknown run is a 404 and not an empty text.
+        page = await gateway.logs(run_id, step, query)
+        if "application/json" in request.headers.get("accept", ""):
+            return Response(orjson.dumps(page), media_type="application/json")
+        texts = (
+            follow_logs(gateway, blobs, run_id, step, query)
+            if follow
+            else read_logs(gateway, blobs, run_id, step, query, page)
+        )
+        headers = {"cache-control": "no-store", "x-accel-buffering": "no", "x-content-type-options": "nosniff"}
+        return StreamingResponse(texts, media_type="text/plain; charset=utf-8", headers=headers)
+
+    @router.get("/runs/{run_id}/steps/{step}/items", summary="Items of a foreach step, in pages")
+    async def items(
+        run_id: str,
+        step: str,
+        _: Invoker,
+        state: Annotated[list[State] | None, Query()] = None,
+        cursor: Annotated[int | None, Query(ge=0, description="the last item of the page before")] = None,
+        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    ) -> dict[str, Any]:
+        """State, attempts, duration and error of each; small outputs, and of larger ones their size."""
+        query: dict[str, Any] = {"limit": limit}
+        if state:
+            query["state"] = list(state)
+        if cursor is not None:
+            query["cursor"] = cursor
+        return await gateway.items(run_id, step, query)
 
     @router.get(
         "/runs/{run_id}/output", summary="The run's output; a blob is streamed", response_class=StreamingResponse
@@ -216,13 +258,8 @@ def build_router(
         pointer: Annotated[str, Query(description="JSON Pointer to a part of the output, for example /thumbnail")] = "",
         step: str | None = None,
     ) -> Response:
-        view = await gateway.get(run_id)
-        where = f"run {run_id}"
-        if step is not None:
-            found = next((entry for entry in view.get("steps") or () if entry.get("id") == step), None)
-            if found is None:
-                raise NotFound(f"the run {run_id} has no step {step!r}")
-            view, where = found, f"step {step} of run {run_id}"
+        view = await gateway.output(run_id, step)
+        where = f"run {run_id}" if step is None else f"step {step} of run {run_id}"
         if view["state"] != "SUCCESS":
             raise NotFound(f"{where} is {view['state']}: it has no output (yet)")
         value = view.get("output")
@@ -523,17 +560,3 @@ async def _register_body(request: Request, blobs: BlobPort) -> dict[str, Any]:
     if body.bundle is not None:
         out["bundle"] = body.bundle
     return out
-
-
-async def _log_text(blobs: BlobPort, attempts: list[Mapping[str, Any]]) -> AsyncIterator[bytes]:
-    several = len(attempts) > 1
-    for entry in attempts:
-        if several:
-            item = "" if entry.get("item") is None else f" item {entry['item']}"
-            yield f"--- {entry.get('step', '')}{item} attempt {entry['attempt']}\n".encode()
-        reference = entry.get("log")
-        if reference is None:
-            continue
-        async for chunk in blobs.stream(reference):
-            yield chunk
-            await asyncio.sleep(0)

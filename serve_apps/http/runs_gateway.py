@@ -43,8 +43,17 @@ class RunsGateway(Protocol):
 
     async def signal(self, run_id: str, step_id: str, payload: Any) -> dict[str, Any]: ...
 
-    async def logs(self, run_id: str, step_id: str) -> dict[str, Any]:
-        """`{attempts: [{item, attempt, log: blob reference | None}]}`."""
+    async def logs(self, run_id: str, step_id: str, query: Mapping[str, Any]) -> dict[str, Any]:
+        """`{item?, attempt?, limit?, cursor?}` → `{attempts: [{step, item, attempt, fence, running, log}], next_cursor,
+        done}`; `log` is `{"key": …}`, or a blob reference in runs of earlier releases. `step_id` `*`: all steps."""
+        ...
+
+    async def items(self, run_id: str, step_id: str, query: Mapping[str, Any]) -> dict[str, Any]:
+        """`{state?, limit?, cursor?}` → `{items: [{item, state, attempts, …}], next_cursor}` of a `foreach` step."""
+        ...
+
+    async def output(self, run_id: str, step_id: str | None) -> dict[str, Any]:
+        """`{state, output}` of a run or one of its steps, the output whole however large it is."""
         ...
 
     async def replay_webhook(self, run_id: str) -> dict[str, Any]: ...
@@ -107,8 +116,14 @@ class ShardedRunsGateway:
     async def signal(self, run_id: str, step_id: str, payload: Any) -> dict[str, Any]:
         return dict(await self._owner(run_id, "signal", step_id, payload))
 
-    async def logs(self, run_id: str, step_id: str) -> dict[str, Any]:
-        return dict(await self._owner(run_id, "logs", step_id))
+    async def logs(self, run_id: str, step_id: str, query: Mapping[str, Any]) -> dict[str, Any]:
+        return dict(await self._owner(run_id, "logs", step_id, dict(query)))
+
+    async def items(self, run_id: str, step_id: str, query: Mapping[str, Any]) -> dict[str, Any]:
+        return dict(await self._owner(run_id, "items", step_id, dict(query)))
+
+    async def output(self, run_id: str, step_id: str | None) -> dict[str, Any]:
+        return dict(await self._owner(run_id, "output", step_id))
 
     async def replay_webhook(self, run_id: str) -> dict[str, Any]:
         return dict(await self._owner(run_id, "replay_webhook"))
