@@ -13,7 +13,16 @@ from pipelines.executor.port import Attempt
 from pipelines.spec.models import InputSpec
 from pipelines.spec.templates import Template
 
-__all__ = ["build_attempt", "check_input", "context", "error_dict", "render_input", "run_output", "step_context"]
+__all__ = [
+    "build_attempt",
+    "check_input",
+    "context",
+    "error_dict",
+    "host_of",
+    "render_input",
+    "run_output",
+    "step_context",
+]
 
 Values = Mapping[str, Any]
 ALL_ITEMS_BYTES = 16 << 20
@@ -100,6 +109,11 @@ def _mapping(template: Template | None, ctx: Mapping[str, Any], values: Values) 
     return rendered
 
 
+def host_of(url: str | None) -> str:
+    """`name[:port]` of a URL, without what it says about the caller: it names the host's breaker, which is shown."""
+    return urlsplit(url or "").netloc.rpartition("@")[2].lower()
+
+
 def build_attempt(
     run: Run,
     planned: PlanStep,
@@ -137,7 +151,7 @@ def build_attempt(
             request["body"] = value
         if spec.expected_status:
             request["expected_status"] = list(spec.expected_status)
-        breaker = f"host:{urlsplit(url or '').netloc}"
+        breaker = f"host:{host_of(url)}"
     seed = spec.seed if spec.seed is not None else run.seed
     made = Attempt(
         run_id=run.id,

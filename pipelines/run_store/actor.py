@@ -19,11 +19,10 @@ from cluster.config.models import Config, SecretRef
 from cluster.config.secrets import Secrets
 from cluster.config.wire import from_wire
 from cluster.errors import Fenced, HeadraceError, InternalError, ObjectNotFound, StorageUnavailable, Unavailable
-from cluster.names import CONTROL_PLANE, NAMESPACE
 from cluster.storage import Bucket, open_bucket
 from cluster.storage.probe import check_bucket
 from pipelines.engine.core import EngineLimits
-from pipelines.run_store.model_breakers import breaker_states, with_deployed
+from pipelines.run_store.control_link import ControlLink, RayControl
 from pipelines.run_store.outbound import OutboundPolicy
 from pipelines.run_store.service import RunStore
 from pipelines.run_store.settings import StoreSettings
@@ -38,7 +37,6 @@ METHODS = frozenset(
     }
 )  # fmt: skip
 START_WAIT_S = 20.0
-WATCH_S = 30.0
 _log = logging.getLogger(__name__)
 
 
@@ -122,7 +120,7 @@ class RunStoreActor:
             _share_interpreter()
             self._store, self._failure = store, None
             self._ready.set()
-            await _follow_table(store)
+            await ControlLink(store=store, control=RayControl()).run()
         except asyncio.CancelledError:
             raise
         except Exception as error:
@@ -177,34 +175,6 @@ class RunStoreActor:
         if isinstance(error, Fenced):
             _leave_for_good()
         os._exit(1)
-
-
-async def _follow_table(store: RunStore) -> None:
-    """Tell the store what the control plane's table says of models and their breakers, for as long as it lives."""
-    import ray
-
-    at_start = store.known
-    revision, known = 0, {}  # type: tuple[int, dict[str, str]]
-    while True:
-        try:
-            control = await asyncio.to_thread(ray.get_actor, CONTROL_PLANE, namespace=NAMESPACE)
-            table = await asyncio.wait_for(control.watch.remote(revision, WATCH_S), WATCH_S + 15)
-        except (ValueError, TimeoutError, ray.exceptions.RayError):
-            # Without a control plane the last table stays in force, as it does for the routers.
-            await asyncio.sleep(1.0)
-            revision = 0
-            continue
-        if table is None:
-            continue
-        revision = table.revision
-        store.known = with_deployed(at_start, table.models, table.routes)
-        states = breaker_states(table.models)
-        for model, state in states.items():
-            if known.get(model, "closed") != state:
-                store.set_breaker(f"model:{model}", state)
-        for model in known.keys() - states.keys():
-            store.set_breaker(f"model:{model}", "closed")
-        known = states
 
 
 def build_store(config: Config, shard: int, bucket: Bucket, *, on_fatal: Any) -> RunStore:

@@ -11,15 +11,14 @@ more and `on_fatal` ends the process: memory is ahead of the log by then.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
-from urllib.parse import urlsplit
 
 import orjson
 
 from cluster.clock import Clock, IdSource
-from cluster.config.models import BreakerConfig
 from cluster.errors import (
     CorruptObject,
     HeadraceError,
@@ -35,10 +34,12 @@ from pipelines.engine import CancelAttempt, Command, Decision, FetchValue, Start
 from pipelines.engine.core import EngineLimits
 from pipelines.engine.engine import Engine
 from pipelines.engine.events import Event
+from pipelines.engine.render import host_of
 from pipelines.executor.errors import ResultNotSerialisable
 from pipelines.executor.port import Attempt, Executor, Outcome
 from pipelines.run_store.archive import Archive
 from pipelines.run_store.attempts import Attempts
+from pipelines.run_store.hosts import HostOutcomes, SaidOfHost
 from pipelines.run_store.memory import Entry, Memory
 from pipelines.run_store.metrics import NoMetrics, StoreMetrics
 from pipelines.run_store.records import HostBreakerMoved, StoreFact, decode_record, encode_event, encode_fact
@@ -65,7 +66,6 @@ class Kernel:
         random: Callable[[], float],
         settings: StoreSettings,
         engine_limits: EngineLimits,
-        breaker: BreakerConfig | None = None,
         log_options: LogOptions | None = None,
         metrics: StoreMetrics | None = None,
         on_fatal: Callable[[BaseException], None] | None = None,
@@ -80,7 +80,7 @@ class Kernel:
         self.prefix = f"runs/{shard}"
         self.blobs = BlobStore(bucket)
         self.engine = Engine(ids=lambda: run_id(shard, ids.ulid()), random=random, limits=engine_limits)
-        self.memory = Memory(archive=Archive(bucket=bucket, prefix=self.prefix, ids=ids), breaker=breaker)
+        self.memory = Memory(archive=Archive(bucket=bucket, prefix=self.prefix, ids=ids))
         self.attempts = Attempts(executor=executor, report=self._attempt_ended)
         self.finished: dict[str, float] = {}
         """Ended runs in memory, with the (monotonic) time at which that became durable, oldest first."""
@@ -89,6 +89,9 @@ class Kernel:
         self.recovered_runs = 0
         self.changed = asyncio.Event()
         """Set whenever something became durable; housekeeping clears it."""
+        self.outcomes = HostOutcomes()
+        """What http_request steps saw of their hosts, until the control plane has been told."""
+        self.outcomes_changed = asyncio.Event()
         self.outbox_changed = asyncio.Event()
         """Set when a message may have become due."""
         self._log: DurableLog | None = None
@@ -98,7 +101,7 @@ class Kernel:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
         self._tasks: set[asyncio.Task[None]] = set()
-        self._started_at: dict[int, float] = {}
+        self._begun_under: dict[int, int] = {}
         self._stopped = False
 
     @property
@@ -122,14 +125,19 @@ class Kernel:
         )
         self._log = log
         self.memory.archive.epoch = log.epoch
+        self.outcomes.source = f"{self.prefix}/{log.epoch}"
         self._restore(recovered)
         for entry in self.memory.entries.values():
             entry.history.shown = entry.history.last
         self.recovered_runs = len(self.engine)
         self.spawn(self._watch_log())
         now = self.clock.now()
-        decisions = [self.engine.recover(now)]
-        decisions += [self.engine.breaker(f"host:{host}", "open", now=now) for host in self.memory.hosts.shown()]
+        # Breakers first: recovery starts what may start.
+        decisions = [
+            self.engine.breaker(f"host:{host}", said["state"], now=now, probes=said["probes"])
+            for host, said in self.memory.hosts.shown().items()
+        ]
+        decisions.append(self.engine.recover(now))
         for decision in decisions:
             self.commit(decision)
 
@@ -241,6 +249,16 @@ class Kernel:
         """Tell the engine what a circuit breaker says."""
         self.decide(lambda: self.engine.breaker(key, state, now=self.clock.now(), probes=probes))
 
+    def hosts(self, revision: int, said: Mapping[str, SaidOfHost], *, shards: int) -> None:
+        """What the control plane's table says of http hosts: recorded, so that a restart obeys it at once."""
+        for host, state in self.memory.hosts.changes(revision, said, shards=shards):
+            word, probes = ("closed", 1) if state is None else (state["state"], state["probes"])
+            self.decide(
+                partial(self.engine.breaker, f"host:{host}", word, now=self.clock.now(), probes=probes),
+                [HostBreakerMoved(host=host, state=state)],
+                linger_s=self.settings.step_linger_s,
+            )
+
     def fatal(self, error: BaseException) -> None:
         """Nothing more may be done or shown by this process."""
         if self.failed is not None or self._stopped:
@@ -312,7 +330,7 @@ class Kernel:
             if isinstance(command, StartAttempt):
                 attempt = command.attempt
                 if attempt.type == "http_request":
-                    self._started_at[attempt.fence] = self.clock.now()
+                    self._begun_under[attempt.fence] = self.memory.hosts.revision
                 self.attempts.start(command)
             elif isinstance(command, CancelAttempt):
                 self.attempts.cancel(command)
@@ -335,31 +353,25 @@ class Kernel:
         outcome = _checked(outcome)
         self.metrics.attempt_ended(attempt, outcome)
         now = self.clock.now()
-        facts, moved = self._host_result(attempt, outcome, now) if attempt.type == "http_request" else ([], None)
+        if attempt.type == "http_request":
+            self._host_result(attempt, outcome)
         self.decide(
             lambda: self.engine.attempt_finished(
                 attempt.run_id, attempt.step_id, attempt.item, attempt.fence, outcome, now=now
             ),
-            facts,
             linger_s=self.settings.step_linger_s,
         )
-        if moved is not None:
-            self.breaker(*moved)
 
-    def _host_result(
-        self, attempt: Attempt, outcome: Outcome, now: float
-    ) -> tuple[list[StoreFact], tuple[str, str] | None]:
-        host = urlsplit(str(attempt.request.get("url") or "")).netloc
-        started_at = self._started_at.pop(attempt.fence, now)
+    def _host_result(self, attempt: Attempt, outcome: Outcome) -> None:
+        host = host_of(str(attempt.request.get("url") or ""))
+        revision = self._begun_under.pop(attempt.fence, 0)
         if not host or outcome.status == "cancelled":
-            return [], None
+            return
         error = outcome.error or {}
         status = (error.get("details") or {}).get("status")
         ok = outcome.status == "success" or error.get("code") in _NOT_THE_HOSTS_FAULT or status == 429
-        state = self.memory.hosts.result(host, ok=ok, started_at=started_at, at=now)
-        if state is None:
-            return [], None
-        return [HostBreakerMoved(host=host, state=self.memory.hosts.state_of(host))], (f"host:{host}", state)
+        self.outcomes.add(host, ok=ok, revision=revision)
+        self.outcomes_changed.set()
 
     async def _fetch(self, command: FetchValue) -> None:
         reference = BlobRef.parse(command.reference)
@@ -386,9 +398,6 @@ class Kernel:
 
     def _plan_timer(self) -> None:
         due = self.engine.next_timer()
-        hosts = self.memory.hosts.next_due()
-        if hosts is not None and (due is None or hosts < due):
-            due = hosts
         if due is None or self._stopped or due == self._timer_at:
             return
         if self._timer is not None:
@@ -402,8 +411,6 @@ class Kernel:
         if self._stopped:
             return
         now = self.clock.now()
-        for host in self.memory.hosts.tick(now):
-            self.breaker(f"host:{host}", "half_open", probes=self.memory.hosts.probes)
         self.decide(lambda: self.engine.tick(now), linger_s=self.settings.step_linger_s)
 
     # ---- ends ----

@@ -11,7 +11,6 @@ import bisect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from cluster.config.models import BreakerConfig
 from pipelines.engine.events import (
     Event,
     RunCancelled,
@@ -23,7 +22,7 @@ from pipelines.engine.events import (
 )
 from pipelines.run_store.archive import Archive
 from pipelines.run_store.history import History, is_public
-from pipelines.run_store.host_breaker import HostBreakers
+from pipelines.run_store.hosts import HostStates
 from pipelines.run_store.idempotency import IdempotencyKeys
 from pipelines.run_store.outbox import Delivery, Outbox, payload
 from pipelines.run_store.records import Archived, HostBreakerMoved, StoreFact, WebhookAttempted, WebhookQueued
@@ -53,12 +52,12 @@ class Entry:
 class Memory:
     """The run store's own state of one shard."""
 
-    def __init__(self, *, archive: Archive, breaker: BreakerConfig | None = None) -> None:
+    def __init__(self, *, archive: Archive) -> None:
         self.entries: dict[str, Entry] = {}
         self.keys = IdempotencyKeys()
         self.outbox = Outbox()
         self.archive = archive
-        self.hosts = HostBreakers(config=breaker)
+        self.hosts = HostStates()
         self._order: list[str] = []
         self._by_order: dict[str, str] = {}
 

@@ -54,7 +54,8 @@ class WebhookQueued:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostBreakerMoved:
-    """The breaker of an http host opened, or closed (`state` None)."""
+    """The control plane said something new of an http host's breaker; `state` None: it is closed. (Until the control
+    plane counted hosts, a shard did, and wrote only openings, without `state` in it.)"""
 
     host: str
     state: Mapping[str, Any] | None

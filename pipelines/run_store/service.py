@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 import orjson
 
 from cluster.clock import Clock, IdSource
-from cluster.config.models import BreakerConfig
 from cluster.errors import (
     Conflict,
     InvalidInput,
@@ -31,6 +30,7 @@ from pipelines.engine import Decision
 from pipelines.engine.core import EngineLimits
 from pipelines.engine.plan import compile_plan, definition_digest, spec_to_dict
 from pipelines.executor.port import Executor
+from pipelines.run_store.hosts import SaidOfHost
 from pipelines.run_store.housekeeping import ENDED, Archiver, Reporter, WebhookPump
 from pipelines.run_store.idempotency import fingerprint
 from pipelines.run_store.kernel import Kernel
@@ -70,7 +70,6 @@ class RunStore(RunReader):
         settings: StoreSettings | None = None,
         engine_limits: EngineLimits | None = None,
         known: Known | None = None,
-        breaker: BreakerConfig | None = None,
         log_options: LogOptions | None = None,
         metrics: StoreMetrics | None = None,
         on_fatal: Callable[[BaseException], None] | None = None,
@@ -85,7 +84,6 @@ class RunStore(RunReader):
             random=random,
             settings=self.settings,
             engine_limits=engine_limits or EngineLimits(),
-            breaker=breaker,
             log_options=log_options,
             metrics=metrics,
             on_fatal=on_fatal,
@@ -120,6 +118,11 @@ class RunStore(RunReader):
         """What the control plane's breakers say of `model:NAME`: open, half_open or closed."""
         self.kernel.check_open()
         self.kernel.breaker(key, state, probes=probes)
+
+    def set_hosts(self, revision: int, said: Mapping[str, SaidOfHost], *, shards: int = 1) -> None:
+        """What the control plane's table says of the breakers of http hosts; those that it does not name are closed."""
+        self.kernel.check_open()
+        self.kernel.hosts(revision, said, shards=shards)
 
     # ---- submit ----
 

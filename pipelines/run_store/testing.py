@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.clock import Clock, IdSource, SystemClock, SystemIds
-from cluster.config.models import BreakerConfig
 from cluster.storage import Bucket
 from cluster.storage.testing import MemoryBucket
 from pipelines.engine.core import EngineLimits
@@ -21,7 +20,7 @@ from pipelines.run_store.service import RunStore
 from pipelines.run_store.settings import StoreSettings
 from pipelines.run_store.webhooks import SendResult, WebhookSigner
 
-__all__ = ["FakeSender", "StoreFactory", "until", "wait_ended"]
+__all__ = ["FakeSender", "SaidHost", "StoreFactory", "until", "wait_ended"]
 
 
 @dataclass
@@ -39,6 +38,16 @@ class FakeSender:
         return None
 
 
+@dataclass(frozen=True, kw_only=True)
+class SaidHost:
+    """`SaidOfHost` as a test says it."""
+
+    state: str = "open"
+    open_until: float | None = None
+    since: int = 1
+    probes: int = 1
+
+
 @dataclass
 class StoreFactory:
     """Makes run stores over one bucket: each is a new process that knows only what the bucket holds."""
@@ -49,7 +58,6 @@ class StoreFactory:
     sender: FakeSender = field(default_factory=FakeSender)
     settings: StoreSettings = field(default_factory=StoreSettings)
     engine_limits: EngineLimits = field(default_factory=EngineLimits)
-    breaker: BreakerConfig | None = None
     secret: str | None = None
     policy: OutboundPolicy = field(default_factory=lambda: OutboundPolicy(open_world=True))
     fatal: list[BaseException] = field(default_factory=list)
@@ -68,7 +76,6 @@ class StoreFactory:
             webhook_policy=self.policy,
             settings=self.settings,
             engine_limits=self.engine_limits,
-            breaker=self.breaker,
             on_fatal=self.fatal.append,
         )
 

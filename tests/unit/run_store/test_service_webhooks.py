@@ -9,12 +9,11 @@ import pytest
 from standardwebhooks.webhooks import Webhook
 
 from cluster.clock import ManualClock, SystemIds
-from cluster.config.models import BreakerConfig
 from cluster.errors import Conflict, Unprocessable
 from pipelines.executor.port import Outcome
 from pipelines.executor.testing import FakeExecutor
 from pipelines.run_store.outbound import OutboundPolicy
-from pipelines.run_store.testing import FakeSender, StoreFactory, until, wait_ended
+from pipelines.run_store.testing import FakeSender, SaidHost, StoreFactory, until, wait_ended
 from pipelines.run_store.webhooks import SendResult
 
 ONE = """
@@ -134,36 +133,51 @@ async def test_a_large_output_is_linked_and_not_sent() -> None:
         assert data["output_url"] == f"/runs/{run['id']}/output"
 
 
-async def test_steps_for_a_failing_host_are_parked_and_spend_no_retry() -> None:
-    """Failures open the host's breaker; later steps wait visibly, also over a restart, and run when it lets them."""
-    clock = ManualClock()
-    factory = StoreFactory(
-        clock=clock,
-        ids=SystemIds(clock),
-        breaker=BreakerConfig(consecutive_failures=2, base_ejection_s=30, half_open_requests=1),
-    )
-    bad = Outcome(status="failed", error={"code": "http_status", "message": "500", "details": {"status": 500}})
-    executor = FakeExecutor(answers={"a": bad})
-    async with factory.running(executor) as store:
+async def test_steps_for_a_host_with_an_open_breaker_are_parked_and_spend_no_retry() -> None:
+    """What the control plane says holds steps back visibly, over a restart without it too, until it says otherwise."""
+    factory = StoreFactory()
+    first = FakeExecutor()
+    async with factory.running(first) as store:
         await store.register({"workflow": CALL})
-        for _ in range(2):
-            run = await store.submit({"workflow": "call"})
-            assert (await wait_ended(store, run["id"]))["state"] == "FAILED"
+        store.set_hosts(5, {"api.example.com": SaidHost(since=5)})
         parked = await store.submit({"workflow": "call"})
         view = await store.get(parked["id"])
         assert view["steps"][0]["waiting"] == {"for": "breaker", "key": "host:api.example.com"}
-        assert len(executor.started) == 2
         assert store.status()["hosts"]["api.example.com"]["state"] == "open"
         events = await store.events(parked["id"], 0, 0)
         assert events["events"][-1]["event"] == "step.parked"
+        assert first.started == []
+        await store.kernel.wait_all(timeout_s=5)
     second = FakeExecutor(answers={"a": "fine"})
     async with factory.running(second) as store:
+        assert store.kernel.engine.gauges()["parked"] == {"host:api.example.com": 1}
         assert second.started == []
-        clock.advance(31)
-        store.kernel._tick()  # the loop's own timer would need real seconds
+        store.set_hosts(6, {"api.example.com": SaidHost(state="half_open", since=6)})
         view = await wait_ended(store, parked["id"])
         assert view["state"] == "SUCCESS"
+        assert view["steps"][0]["attempts"] == 1
+        store.set_hosts(7, {})
         assert store.status()["hosts"] == {}
+
+
+async def test_what_http_steps_saw_is_counted_for_the_control_plane() -> None:
+    """Failures of the host count, an answer that refuses the request does not; each under the table it began under."""
+    answers: dict[str, object] = {
+        "a": Outcome(status="failed", error={"code": "http_status", "message": "500", "details": {"status": 500}}),
+        "b": Outcome(status="failed", error={"code": "http_refused", "message": "404", "details": {"status": 404}}),
+    }
+    async with StoreFactory().running(FakeExecutor(answers=answers)) as store:
+        await store.register({"workflow": CALL})
+        await store.register({"workflow": CALL.replace("name: call", "name: other").replace("id: a", "id: b")})
+        await wait_ended(store, (await store.submit({"workflow": "call"}))["id"])
+        store.set_hosts(9, {})
+        await wait_ended(store, (await store.submit({"workflow": "other"}))["id"])
+        batch = store.kernel.outcomes.batch()
+    assert batch is not None
+    assert batch["hosts"] == [
+        {"host": "api.example.com", "revision": 0, "requests": 1, "errors": 1, "trailing_failures": 1},
+        {"host": "api.example.com", "revision": 9, "requests": 1, "errors": 0, "trailing_failures": 0},
+    ]
 
 
 async def test_a_model_breaker_parks_inference_steps() -> None:

@@ -1,0 +1,96 @@
+"""The link between a run store and the control plane, over a control plane that a test plays."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import Any
+
+from cluster.errors import Unavailable
+from pipelines.executor.port import Outcome
+from pipelines.executor.testing import FakeExecutor
+from pipelines.run_store.control_link import ControlLink
+from pipelines.run_store.service import RunStore
+from pipelines.run_store.testing import SaidHost, StoreFactory, until, wait_ended
+
+CALL = """
+workflow:
+  name: call
+  steps:
+    - {id: a, type: http_request, url: "https://ann:secret@API.example.com/x"}
+"""
+BAD = Outcome(status="failed", error={"code": "http_status", "message": "503", "details": {"status": 503}})
+
+
+class PlayedControl:
+    """Answers `watch` with what a test put there, and keeps what it was told; `down` makes it unreachable."""
+
+    def __init__(self) -> None:
+        self.tables: asyncio.Queue[Any] = asyncio.Queue()
+        self.told: list[Mapping[str, Any]] = []
+        self.down = False
+
+    def say(self, revision: int, **hosts: SaidHost) -> None:
+        named = {name.replace("_", "."): said for name, said in hosts.items()}
+        table = SimpleNamespace(revision=revision, models={}, routes={}, hosts=named, run_store_shards=1)
+        self.tables.put_nowait(table)
+
+    async def watch(self, revision: int, timeout_s: float) -> Any:
+        if self.down:
+            raise Unavailable("away")
+        return await self.tables.get()
+
+    async def call(self, method: str, payload: Mapping[str, Any]) -> Mapping[str, Any]:
+        if self.down:
+            raise Unavailable("away")
+        self.told.append(payload)
+        return {}
+
+
+@asynccontextmanager
+async def linked(store: RunStore, control: PlayedControl) -> AsyncIterator[None]:
+    running = asyncio.create_task(ControlLink(store=store, control=control, again_s=0.01, gather_s=0.01).run())
+    try:
+        yield
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_failures_are_told_and_the_answer_parks_steps() -> None:
+    """The host is named without the credentials in its URL."""
+    control = PlayedControl()
+    async with StoreFactory().running(FakeExecutor(answers={"a": BAD})) as store, linked(store, control):
+        await store.register({"workflow": CALL})
+        await wait_ended(store, (await store.submit({"workflow": "call"}))["id"])
+        await until(lambda: control.told)
+        assert control.told[0]["hosts"][0]["host"] == "api.example.com"
+        control.say(4, api_example_com=SaidHost(since=4))
+        await until(lambda: store.status()["hosts"])
+        run = await store.submit({"workflow": "call"})
+        assert (await store.get(run["id"]))["steps"][0]["waiting"]["key"] == "host:api.example.com"
+        control.say(5)
+        await until(lambda: not store.status()["hosts"])
+        assert (await wait_ended(store, run["id"]))["state"] == "FAILED"
+
+
+async def test_while_the_control_plane_is_away_the_last_word_holds_and_nothing_is_forgotten() -> None:
+    """Steps stay parked, others run, and what they saw is told when it is back."""
+    control = PlayedControl()
+    async with StoreFactory().running(FakeExecutor(answers={"a": BAD})) as store, linked(store, control):
+        await store.register({"workflow": CALL})
+        await store.register({"workflow": CALL.replace("name: call", "name: other").replace("API.", "other.")})
+        control.say(4, api_example_com=SaidHost(since=4))
+        await until(lambda: store.status()["hosts"])
+        control.down = True
+        parked = await store.submit({"workflow": "call"})
+        await wait_ended(store, (await store.submit({"workflow": "other"}))["id"])
+        assert (await store.get(parked["id"]))["steps"][0]["waiting"]["for"] == "breaker"
+        assert control.told == []
+        control.down = False
+        control.say(5)
+        await until(lambda: control.told)
+        assert control.told[0]["hosts"][0]["host"] == "other.example.com"
+        assert (await wait_ended(store, parked["id"]))["state"] == "FAILED"
