@@ -33,6 +33,11 @@ class SseLines:
         self._rest = [rest.removesuffix(b"\r"), b"\r"] if rest.endswith(b"\r") else [rest]
         return [line.decode(errors="replace") for line in lines]
 
+    def end(self) -> list[str]:
+        """What came after the last line's end, if anything did."""
+        rest, self._rest = b"".join(self._rest).removesuffix(b"\r"), []
+        return [rest.decode(errors="replace")] if rest else []
+
 
 class SseEvent(NamedTuple):
     """`id` is the last one that the stream named, None before the first; `event` is `message` unless named."""

@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from cluster.errors import DeadlineExceeded, Unavailable
 from headrace import admin, api
@@ -316,9 +316,20 @@ class AsyncClient(AsyncShell):
         """What the control plane holds and how it is."""
         return dict(await self._do(admin.status()))
 
-    async def start_release(self, model: str, candidate: str, **options: Any) -> dict[str, Any]:
-        """Begin to move traffic to `candidate`. `options` override the model's `release:` section."""
+    async def start_release(
+        self, model: str, candidate: str, **options: Unpack[admin.ReleaseOptions]
+    ) -> dict[str, Any]:
+        """Begin to move traffic to `candidate`. `options`: what this release does otherwise than the model's `release:`
+        section says (`headrace.admin.ReleaseOptions`)."""
         return dict(await self._do(admin.release_start(model, candidate, options)))
+
+    async def plan_release(self, model: str, candidate: str, **options: Unpack[admin.ReleaseOptions]) -> dict[str, Any]:
+        """What `start_release` would begin, with `problems`: why it would be refused. Nothing moves."""
+        return dict(await self._do(admin.release_plan(model, candidate, options)))
+
+    async def release_by_id(self, identifier: str) -> dict[str, Any]:
+        """One release by its id, ended or not."""
+        return dict(await self._do(admin.release_show(identifier)))
 
     async def release(self, model: str) -> dict[str, Any]:
         """The newest release of a model, with the figures and the decision of now."""

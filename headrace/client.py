@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from cluster.errors import DeadlineExceeded, Unavailable
 from headrace import admin, api
@@ -311,9 +311,18 @@ class Client(Shell):
         """What the control plane holds and how it is."""
         return dict(self._do(admin.status()))
 
-    def start_release(self, model: str, candidate: str, **options: Any) -> dict[str, Any]:
-        """Begin to move traffic to `candidate`. `options` override the model's `release:` section."""
+    def start_release(self, model: str, candidate: str, **options: Unpack[admin.ReleaseOptions]) -> dict[str, Any]:
+        """Begin to move traffic to `candidate`. `options`: what this release does otherwise than the model's `release:`
+        section says (`headrace.admin.ReleaseOptions`)."""
         return dict(self._do(admin.release_start(model, candidate, options)))
+
+    def plan_release(self, model: str, candidate: str, **options: Unpack[admin.ReleaseOptions]) -> dict[str, Any]:
+        """What `start_release` would begin, with `problems`: why it would be refused. Nothing moves."""
+        return dict(self._do(admin.release_plan(model, candidate, options)))
+
+    def release_by_id(self, identifier: str) -> dict[str, Any]:
+        """One release by its id, ended or not."""
+        return dict(self._do(admin.release_show(identifier)))
 
     def release(self, model: str) -> dict[str, Any]:
         """The newest release of a model, with the figures and the decision of now."""

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import ParamSpec, Self, TypeVar
 
 from cluster.errors import InternalError, Unavailable
-from cluster.sse import SseEvent, SseReader
+from cluster.sse import SseEvent, SseLines, SseReader
 from headrace.transports import (
     AsyncHandleTransport,
     AsyncHttpTransport,
@@ -103,6 +103,14 @@ class Shell:
                 yield from reader.feed(chunk)
                 _check_time(give_up)
 
+    def _lines(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Iterator[str]:
+        """The lines of an answer of text, without their ends."""
+        cutter = SseLines()
+        with self._transport.chunks(method, path, headers, body) as chunks:
+            for chunk in chunks:
+                yield from cutter.feed(chunk)
+        yield from cutter.end()
+
 
 class AsyncShell:
     """The same on asyncio."""
@@ -177,6 +185,15 @@ class AsyncShell:
                     return
                 for event in reader.feed(chunk):
                     yield event
+
+    async def _lines(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> AsyncIterator[str]:
+        cutter = SseLines()
+        async with self._transport.chunks(method, path, headers, body) as chunks, aclosing(chunks):
+            async for chunk in chunks:
+                for line in cutter.feed(chunk):
+                    yield line
+        for line in cutter.end():
+            yield line
 
 
 _ACCEPT = {"accept": "text/event-stream"}

@@ -234,7 +234,7 @@ async def _lines(response: httpx.Response) -> AsyncIterator[str]:
     async for chunk in response.aiter_bytes():
         for line in cutter.feed(chunk):
             yield line
-    for line in cutter.feed(b"\n"):
+    for line in cutter.end():
         yield line
 
 
