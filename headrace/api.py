@@ -242,9 +242,30 @@ def signal(run_id: str, step: str, payload: Any) -> Call[dict[str, Any]]:
     return Call("POST", path_of("runs", run_id, "signals", step), as_object, kind, body)
 
 
-def logs(run_id: str, step: str | None) -> Call[str]:
-    path = path_of("runs", run_id, "logs") if step is None else path_of("runs", run_id, "steps", step, "log")
+def logs(run_id: str, step: str | None, item: int | None = None, attempt: int | None = None) -> Call[str]:
+    path = logs_path(run_id, step, item, attempt)
     return Call("GET", path, lambda r: checked(r).body.decode(errors="replace"), retry_safe=True)
+
+
+def logs_path(run_id: str, step: str | None, item: int | None, attempt: int | None, *, follow: bool = False) -> str:
+    """Where the logs of a run, a step, an item or an attempt are. Raises `InvalidInput` for an item of no step."""
+    if step is None and (item is not None or attempt is not None):
+        raise InvalidInput("an item or an attempt is of a step: name the step")
+    more = {"follow": "true" if follow else None}
+    if step is None:
+        return path_of("runs", run_id, "logs", query=more)
+    return path_of("runs", run_id, "steps", step, "log", query={"item": item, "attempt": attempt, **more})
+
+
+def items(
+    run_id: str, step: str, *, state: Sequence[str] | None, limit: int, cursor: int | None
+) -> Call[tuple[list[dict[str, Any]], int | None]]:
+    def parse(response: Response) -> tuple[list[dict[str, Any]], int | None]:
+        data = as_object(response)
+        return list(data["items"]), data.get("next_cursor")
+
+    query: dict[str, Any] = {"state": list(state) if state else None, "limit": limit, "cursor": cursor}
+    return Call("GET", path_of("runs", run_id, "steps", step, "items", query=query), parse, retry_safe=True)
 
 
 def output(run_id: str, *, pointer: str, step: str | None) -> Call[bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -261,9 +262,32 @@ class Client(Shell):
         """Answer an approval step."""
         return self._do(api.signal(run_id, step, payload))
 
-    def logs(self, run_id: str, step: str | None = None) -> str:
-        """What a step, or all of them, printed."""
-        return self._do(api.logs(run_id, step))
+    def logs(self, run_id: str, step: str | None = None, *, item: int | None = None, attempt: int | None = None) -> str:
+        """What a step, or all of them, printed; of one item or one attempt where these are given."""
+        return self._do(api.logs(run_id, step, item, attempt))
+
+    def follow_logs(
+        self, run_id: str, step: str | None = None, *, item: int | None = None, attempt: int | None = None
+    ) -> Iterator[str]:
+        """The text of the logs as it comes, until the step, or the run, has ended. Inside a cluster it comes then."""
+        path = api.logs_path(run_id, step, item, attempt, follow=True)
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        with self._transport.chunks("GET", path, {}, b"") as chunks:
+            for chunk in chunks:
+                yield decoder.decode(chunk)
+
+    def items(
+        self, run_id: str, step: str, *, state: Sequence[str] | None = None, limit: int = 100, after: int | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """Items of a `foreach` step in order, at most `limit`, from the one behind `after` on; pages are fetched as
+        they are needed. Each has item, state, attempts, and where known duration_s, error, output or output_bytes."""
+        cursor, left = after, limit
+        while left > 0:
+            page, cursor = self._do(api.items(run_id, step, state=state, limit=min(left, 500), cursor=cursor))
+            yield from page
+            left -= len(page)
+            if cursor is None:
+                return
 
     def output(self, run_id: str, *, pointer: str = "", step: str | None = None) -> bytes:
         """The run's (or a step's) output as bytes: JSON, or a file's content; `pointer` (RFC 6901) takes a part."""

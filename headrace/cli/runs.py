@@ -10,6 +10,7 @@ import typer
 
 from cluster.errors import InvalidInput
 from headrace.cli.context import Json, shared
+from headrace.cli.logs import logs, show_items
 from headrace.cli.output import ago, note, print_json, print_table, say, short
 
 if TYPE_CHECKING:
@@ -171,6 +172,9 @@ def _show_result(ended: Run) -> None:
 
     if ended.succeeded:
         value = ended.output
+        if value is None and ended.raw.get("output_url"):
+            note(f"the output has {ended.raw['output_bytes']} bytes: headrace output {ended.id}")
+            return
         say(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=2))
         return
     error = ended.error or {}
@@ -192,10 +196,17 @@ def runs(
     state: Annotated[list[str] | None, typer.Option("--state", "-s", help="PENDING, RUNNING, …; repeatable")] = None,
     since: Annotated[str | None, typer.Option(help="ISO time, or how long ago: 2h")] = None,
     limit: Annotated[int, typer.Option(min=1, max=10_000)] = 20,
+    items: Annotated[str | None, typer.Option("--items", metavar="STEP", help="The items of this foreach step")] = None,
+    after: Annotated[int | None, typer.Option(min=0, help="Items behind this one")] = None,
     json: Json = False,
 ) -> None:
-    """Runs, newest first; with an id, that run with its steps."""
+    """Runs, newest first; with an id, that run with its steps; with --items, the items of one of them."""
     client = shared(json=json).client()
+    if items is not None:
+        if run_id is None:
+            raise InvalidInput("--items needs the run's id: headrace runs RUN --items STEP")
+        show_items(client, run_id, items, state=state, limit=limit, after=after, json=json)
+        return
     if run_id is not None:
         found = client.get_run(run_id)
         if json:
@@ -332,21 +343,6 @@ def _show_plan(plan: dict[str, Any]) -> None:
             note(f"{title}: {', '.join(plan[name])}")
     for step, why in (plan.get("again") or {}).items():
         note(f"again: {step} ({why})")
-
-
-def logs(
-    run_id: RunId,
-    step: Annotated[str | None, typer.Argument(help="Only this step")] = None,
-    json: Json = False,
-) -> None:
-    """What the steps of a run printed."""
-    text = shared(json=json).client().logs(run_id, step)
-    if json:
-        print_json({"run": run_id, "step": step, "log": text})
-    elif text:
-        sys.stdout.write(text if text.endswith("\n") else text + "\n")
-    else:
-        note("nothing was printed")
 
 
 def output(
