@@ -152,8 +152,8 @@ def _start_child(core: Core, run: Run, index: int, item: int | None, unit: Unit)
     except HeadraceError as error_raised:
         broken(core, run, index, item, error_raised.to_dict())
         return
-    resumed = take_child(core, run, planned, item)
-    child = core.ids() if resumed is None else resumed.id
+    resumed = take_child(core, run, planned, item, value)
+    child = core.ids() if resumed is None else resumed[0].id
     core.emit(
         ev.AttemptStarted(
             run_id=run.id,
@@ -171,7 +171,7 @@ def _start_child(core: Core, run: Run, index: int, item: int | None, unit: Unit)
     if planned.total_timeout is not None:
         core.timer(step.started_at + planned.total_timeout, "step", run, index, None, step.started_at)
     if resumed is not None:
-        resume(core, resumed, resumed.plan)
+        resume(core, *resumed, named=run.named)
         return
     spec_seed = planned.spec.seed
     begin_run(

@@ -96,7 +96,8 @@ class Core:
         self.values: OrderedDict[str, Any] = OrderedDict()
         self._value_sizes: dict[str, int] = {}
         self.needed: dict[str, dict[tuple[str, int], None]] = {}
-        self.resumable: dict[tuple[str, str, int | None], str] = {}
+        self.resumable: dict[str, dict[tuple[str, str, int | None], str]] = {}
+        """By resumed run: its nested runs that failed and have not gone on yet. Found again when it is not there."""
 
     def emit(self, event: Event) -> None:
         """Apply a fact and put it into the decision."""

@@ -225,12 +225,13 @@ class Engine:
 
         Raises `NotFound`, and `Conflict` when the run has not failed or been cancelled.
         """
-        state = self._core.state
-        run = state.run(run_id)
+        core = self._core
+        run = core.state.run(run_id)
         named = plan is not None or digest is not None
         if plan is None:
-            plan = state.plan(digest) if digest is not None else run.plan
-        return resuming.plan_resume(run, plan, self._core.values, meant=state.meanings() if named else None)
+            plan = core.state.plan(digest) if digest is not None else run.plan
+        decided = resuming.plan_resume(run, plan, core.values, meant=core.state.meanings() if named else None)
+        return resuming.plan_children(core, run, decided, named=named)
 
     def resume(self, run_id: str, *, now: float, digest: str | None = None) -> Decision:
         """Go on with a FAILED or CANCELLED run from its committed steps; with `digest`, from those that are still valid
@@ -238,7 +239,7 @@ class Engine:
         core = self._begin(now)
         run = core.state.run(run_id)
         plan = core.state.plan(digest) if digest is not None else run.plan
-        resuming.resume(core, run, plan, meant=core.state.meanings() if digest is not None else None)
+        resuming.resume(core, run, plan, named=digest is not None)
         return self._decide()
 
     def tick(self, now: float) -> Decision:
@@ -299,6 +300,7 @@ class Engine:
         if not run.ended:
             raise Conflict(f"run {run_id} is {run.state.value}: only a finished run can leave memory")
         core.emit(ev.RunEvicted(run_id=run_id))
+        core.resumable.pop(run_id, None)
         return self._decide()
 
     def record(self, run_id: str) -> dict[str, Any]:

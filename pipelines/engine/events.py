@@ -98,7 +98,8 @@ class RunCancelled:
 class RunResumed:
     """A FAILED or CANCELLED run goes on. Steps in `kept` stay as they are; `partial` ones go back to PENDING but keep
     their finished items or iterations; all others start anew. `digest` may name an edited definition; `nested` are
-    steps whose nested workflow was edited, so that they and their readers run again under whatever digest.
+    steps whose nested workflow was edited, so that they and their readers run again under whatever digest. `named`: a
+    definition was named in the resume, which then holds for nested runs that go on, too.
     """
 
     run_id: str
@@ -107,6 +108,7 @@ class RunResumed:
     partial: tuple[str, ...]
     at: float
     nested: tuple[str, ...] = ()
+    named: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

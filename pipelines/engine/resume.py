@@ -3,12 +3,15 @@
 A committed step stays when its definition, its script and the values it read are the same; how it is scheduled (retry,
 timeout, resources, priority, queue) may change freely. A nested workflow belongs to the definition of the step that
 calls it: its edits count where a definition is named, and never in a plain resume, which keeps every committed step.
+A nested run that failed goes on itself, under what its name means now, by the same rules; what was named for its
+parent is named for it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from graphlib import TopologicalSorter
 from typing import Any
 
@@ -22,8 +25,9 @@ from pipelines.engine.state import RUN_OUTPUT
 from pipelines.engine.states import RunState, StepState
 from pipelines.spec.values import ValueNeeded
 
-__all__ = ["ResumePlan", "plan_resume", "resume", "take_child"]
+__all__ = ["ResumePlan", "plan_children", "plan_resume", "resume", "take_child"]
 
+MAX_CHILDREN = 20
 _DEFINES = (
     "type", "run_if", "when", "image", "script", "function", "model", "parameters", "workflow", "url", "method",
     "headers", "query", "body", "expected_status", "message", "foreach", "loop", "seed",
@@ -45,6 +49,8 @@ class ResumePlan:
     removed: tuple[str, ...]
     nested: tuple[str, ...] = ()
     """Steps in `again` because their nested workflow was edited."""
+    children: Mapping[str, ResumePlan] = field(default_factory=dict)
+    """What stays of nested runs that go on, by step (`sub`) or item (`sub[2]`), as long as their input is the same."""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON, for showing."""
@@ -55,6 +61,7 @@ class ResumePlan:
             "partial": list(self.partial),
             "again": dict(self.again),
             "removed": list(self.removed),
+            "children": {name: child.to_dict() for name, child in self.children.items()},
         }
 
 
@@ -166,9 +173,25 @@ def _changed(
     return None if was == now else "its input changed"
 
 
-def resume(core: Core, run: Run, plan: Plan, *, meant: Mapping[str, str] | None = None) -> None:
-    """Put the run back to RUNNING, with what `plan_resume` keeps, and have what is due looked at."""
-    decided = plan_resume(run, plan, core.values, meant=meant)
+def plan_children(core: Core, run: Run, decided: ResumePlan, *, named: bool) -> ResumePlan:
+    """The plan with those of the nested runs that go on with it, at most `MAX_CHILDREN` of them."""
+    found: dict[str, ResumePlan] = {}
+    for (_, step_id, item), child in sorted(_failed_children(core, run, until=math.inf).items(), key=_by_step):
+        if step_id not in decided.again and step_id not in decided.partial:
+            continue
+        plan = _today(core, child)
+        if plan is None or len(found) >= MAX_CHILDREN:
+            continue
+        inner = plan_resume(child, plan, core.values, meant=_meant(core, child, plan, named=named))
+        name = step_id if item is None else f"{step_id}[{item}]"
+        found[name] = plan_children(core, child, inner, named=named)
+    return replace(decided, children=found)
+
+
+def resume(core: Core, run: Run, plan: Plan, *, named: bool = False) -> None:
+    """Put the run back to RUNNING, with what `plan_resume` keeps, and have what is due looked at. `named`: a definition
+    was named, so that edits of nested workflows count."""
+    decided = plan_resume(run, plan, core.values, meant=_meant(core, run, plan, named=named))
     core.emit(
         ev.RunResumed(
             run_id=run.id,
@@ -177,33 +200,60 @@ def resume(core: Core, run: Run, plan: Plan, *, meant: Mapping[str, str] | None 
             partial=decided.partial,
             at=core.now,
             nested=decided.nested,
+            named=named,
         )
     )
     if plan.spec.timeout is not None:
         core.timer(core.now + plan.spec.timeout, "run", run)
-    if any(planned.type == "workflow" for planned in plan.steps):
-        _remember_children(core, run)
     for planned, step in zip(plan.steps, run.steps, strict=True):
         if step.state is StepState.PENDING:
             core.state.touched.append((run, planned.index))
     if not run.open:
         core.state.touched.append((run, RUN_OUTPUT))
+    core.resumable.pop(run.id, None)
 
 
-def _remember_children(core: Core, run: Run) -> None:
-    """Nested runs that failed go on themselves, so that their committed steps are not run again either."""
-    for child in core.state.runs.values():
-        if child.parent is None or child.parent[0] != run.id:
-            continue
-        if child.state in (RunState.FAILED, RunState.CANCELLED):
-            # Several tries of one step: the last one wins, as runs are kept in the order of their submission.
-            core.resumable[child.parent] = child.id
-
-
-def take_child(core: Core, run: Run, planned: PlanStep, item: int | None) -> Run | None:
-    """The nested run with which a resumed step (or item) goes on, once; None: it starts a new one."""
-    child_id = core.resumable.pop((run.id, planned.id, item), None)
-    child = core.state.runs.get(child_id) if child_id is not None else None
-    if child is None or child.state not in (RunState.FAILED, RunState.CANCELLED):
+def take_child(core: Core, run: Run, planned: PlanStep, item: int | None, value: Any) -> tuple[Run, Plan] | None:
+    """The nested run with which a resumed step (or item) goes on, once, and under which definition; None: it starts a
+    new one, as it does when its input is another one now."""
+    if not run.resumes:
         return None
-    return child if core.state.latest.get(child.workflow) == child.digest else None
+    if run.id not in core.resumable:
+        # Also after a crash: what failed before the resume is found again.
+        failed = _failed_children(core, run, until=run.resumed_at)
+        core.resumable[run.id] = {key: child.id for key, child in failed.items()}
+    child_id = core.resumable[run.id].pop((run.id, planned.id, item), None)
+    child = core.state.runs.get(child_id) if child_id is not None else None
+    if child is None or child.state not in (RunState.FAILED, RunState.CANCELLED) or child.input != value:
+        return None
+    plan = _today(core, child)
+    return None if plan is None or child.workflow != planned.spec.workflow else (child, plan)
+
+
+def _failed_children(core: Core, run: Run, *, until: float) -> dict[tuple[str, str, int | None], Run]:
+    """Nested runs that failed: they go on themselves, so that their committed steps are not run again either."""
+    found: dict[tuple[str, str, int | None], Run] = {}
+    if any(planned.type == "workflow" for planned in run.plan.steps):
+        for child in core.state.runs.values():
+            failed = child.state in (RunState.FAILED, RunState.CANCELLED) and child.finished_at <= until
+            if failed and child.parent is not None and child.parent[0] == run.id:
+                # Several tries of one step: the last one goes on.
+                other = found.get(child.parent)
+                if other is None or other.created_at <= child.created_at:
+                    found[child.parent] = child
+    return found
+
+
+def _by_step(entry: tuple[tuple[str, str, int | None], Run]) -> tuple[str, int]:
+    (_, step_id, item), _ = entry
+    return step_id, -1 if item is None else item
+
+
+def _today(core: Core, run: Run) -> Plan | None:
+    """What the run's workflow means now."""
+    digest = core.state.latest.get(run.workflow)
+    return None if digest is None else core.state.plan(digest)
+
+
+def _meant(core: Core, run: Run, plan: Plan, *, named: bool) -> Mapping[str, str] | None:
+    return core.state.meanings() if named or plan.digest != run.digest else None

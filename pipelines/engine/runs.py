@@ -28,7 +28,7 @@ _STEP_FIELDS = (
 _STEP_NUMBERS = frozenset({"started_at", "finished_at", "duration_s", "delay_until", "iteration"})
 _RUN_FIELDS = (
     "workflow", "digest", "input", "created_at", "started_at", "finished_at", "priority", "seed", "depth", "meta",
-    "output", "error", "reason", "resumes", "resumed_at",
+    "output", "error", "reason", "resumes", "resumed_at", "named",
 )  # fmt: skip
 
 
@@ -204,6 +204,7 @@ class Run:
         self.reason: str | None = None
         self.resumes = 0
         self.resumed_at = 0.0
+        self.named = False
         self.steps = [Step() for _ in plan.steps]
         self.open = len(self.steps)
         self.broken = 0

@@ -182,6 +182,9 @@ class State:
         run.ending = False
         run.resumes += 1
         run.resumed_at = e.at
+        run.named = e.named
+        if run.parent is not None and run.parent[0] in self.runs and not self.runs[run.parent[0]].ended:
+            self._note_nested(run.parent, run)  # it may go on under another definition than the one it began with
         run.recount()
 
     def on_RunEvicted(self, e: ev.RunEvicted) -> None:

@@ -148,16 +148,90 @@ def test_children_of_items_are_resumed_too(h: Harness) -> None:
     assert [a.step_id for a in h.started].count("x") == 2
 
 
-def test_an_edited_nested_workflow_starts_a_new_child(h: Harness) -> None:
-    """The old child's definition is no longer what its name means."""
+def _failed_in_inner(h: Harness) -> tuple[str, str]:
+    """`sub` called inner (x, then y), in which y failed. Returns the run and the digest of its definition."""
+    h.register({"id": "x"}, {"id": "y", "input": "{{steps.x.output}}"}, name="inner")
+    digest = h.register({"id": "sub", "type": "workflow", "workflow": "inner"})
+    run = h.submit()
+    h.succeed("x", 1)
+    h.fail("y")
+    return run, digest
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_nested_run_goes_on_under_its_edited_definition(h: Harness, named: bool) -> None:
+    """What stays valid of it is not run again, whether or not a definition was named for its parent."""
+    run, digest = _failed_in_inner(h)
+    child = h.started[-1].run_id
+    h.register({"id": "x"}, {"id": "y", "input": "{{steps.x.output}}", "function": "mended"}, name="inner")
+    h.take(h.engine.resume(run, now=h.now, digest=digest if named else None))
+    again = h.find("y")
+    assert (again.run_id, again.function, again.input) == (child, "mended", 1)
+    h.succeed("y", 2)
+    assert h.output(run) == {"sub": {"y": 2}}
+    assert [a.step_id for a in h.started] == ["x", "y", "y"]
+
+
+def test_the_plan_says_what_stays_of_nested_runs(h: Harness) -> None:
+    """By the step that called them, each with its own reasons."""
+    run, digest = _failed_in_inner(h)
+    h.register({"id": "x", "function": "other"}, {"id": "y", "input": "{{steps.x.output}}"}, name="inner")
+    plain, named = h.engine.plan_resume(run), h.engine.plan_resume(run, digest)
+    assert plain.children["sub"].again["x"] == "its definition changed: function"
+    assert named.to_dict()["children"]["sub"]["again"]["x"] == "its definition changed: function"
+    assert named.again["sub"].startswith("it failed")
+
+
+def test_a_definition_named_for_the_parent_is_named_for_its_nested_runs(h: Harness) -> None:
+    """An edit two levels down counts there when a definition was named, and not in a plain resume."""
     h.register({"id": "x"}, name="inner")
-    h.register({"id": "sub", "type": "workflow", "workflow": "inner"})
+    h.register({"id": "call", "type": "workflow", "workflow": "inner"}, {"id": "y", "depends_on": ["call"]},
+               name="middle")  # fmt: skip
+    digest = h.register({"id": "sub", "type": "workflow", "workflow": "middle"})
+    runs = [h.submit(), h.submit()]
+    for _ in runs:
+        h.succeed("x", 1, run_id=next(a.run_id for a in h.running.values() if a.step_id == "x"))
+    for _ in runs:
+        h.fail("y", run_id=next(a.run_id for a in h.running.values() if a.step_id == "y"))
+    h.register({"id": "x", "function": "edited"}, name="inner")
+    h.take(h.engine.resume(runs[0], now=h.now))
+    assert h.in_flight() == ["y"]
+    h.succeed("y")
+    h.take(h.engine.resume(runs[1], now=h.now, digest=digest))
+    assert h.in_flight() == ["x"]
+    assert h.find("x").function == "edited"
+
+
+def test_a_nested_run_with_another_input_is_a_new_one(h: Harness) -> None:
+    """Its committed steps were made from the old input."""
+    h.register({"id": "x"}, {"id": "y", "depends_on": ["x"]}, name="inner")
+    h.register({"id": "sub", "type": "workflow", "workflow": "inner", "input": {"n": 1}})
     run = h.submit()
     old = h.find("x").run_id
-    h.fail("x")
-    h.register({"id": "x", "timeout": 9}, name="inner")
-    h.take(h.engine.resume(run, now=h.now))
-    assert h.find("x").run_id != old
+    h.succeed("x")
+    h.fail("y")
+    edited = h.register({"id": "sub", "type": "workflow", "workflow": "inner", "input": {"n": 2}})
+    h.take(h.engine.resume(run, now=h.now, digest=edited))
+    new = h.find("x")
+    assert new.run_id != old
+    assert new.input == {"n": 2}
+
+
+def test_a_nested_run_goes_on_although_the_engine_died_after_the_resume(h: Harness) -> None:
+    """Its step may start long after the resume was recorded."""
+    sub = {"id": "sub", "type": "workflow", "workflow": "inner", "depends_on": ["a"], "input": {}}
+    h.register({"id": "x"}, {"id": "y", "depends_on": ["x"]}, name="inner")
+    h.register({"id": "a"}, sub)
+    run = h.submit()
+    h.succeed("a")
+    child = h.find("x").run_id
+    h.succeed("x")
+    h.fail("y")
+    edited = h.register({"id": "a", "function": "other"}, sub)
+    h.take(h.engine.resume(run, now=h.now, digest=edited))
+    h.crash()
+    h.succeed("a")
+    assert (h.in_flight(), h.find("y").run_id) == (["y"], child)
 
 
 def _failed_after_sub(h: Harness, **more: Any) -> tuple[str, str]:
