@@ -58,6 +58,18 @@ FALLBACKS = Metric(
     help="Requests that another model answered",
     labels=("model", "fallback"),
 )
+HEDGES = Metric(
+    name="headrace_hedges_total",
+    kind=Kind.COUNTER,
+    help="Second copies sent since the first had no answer in time",
+    labels=("model",),
+)
+MIRRORED = Metric(
+    name="headrace_mirrored_total",
+    kind=Kind.COUNTER,
+    help="Shadow copies by outcome (success, the error's code, dropped); they are in no other metric of the router",
+    labels=("model", "version", "outcome"),
+)
 IN_FLIGHT = Metric(
     name="headrace_requests_in_flight", kind=Kind.GAUGE, help="Requests that a router works on", labels=("model",)
 )

@@ -133,6 +133,7 @@ def explain(
     inputs: Annotated[list[str] | None, typer.Option("--input", "-i", help="name=value; repeatable")] = None,
     headers: Annotated[list[str] | None, typer.Option("--header", "-H", help="name=value; repeatable")] = None,
     version: Annotated[str | None, typer.Option("--version", help="As if pinned to this version")] = None,
+    key: Annotated[str | None, typer.Option(help="As if this caller's key (or workflow run) asked")] = None,
     json: Json = False,
 ) -> None:
     """Why a request would go where it goes, without sending it."""
@@ -147,6 +148,8 @@ def explain(
         request["headers"] = {name: str(value) for name, value in named(headers, "--header").items()}
     if version is not None:
         request["version"] = version
+    if key is not None:
+        request["sticky"] = key
     found = shared(json=json).client().explain(model, **request)
     if json:
         print_json(found)
@@ -155,12 +158,30 @@ def explain(
     say(f"  rule: {found.get('rule') or '–'}")
     for reason in found.get("why") or []:
         say(f"  - {reason}")
-    if found.get("weights"):
-        say("  weights: " + ", ".join(f"{name}: {weight:g}" for name, weight in found["weights"].items()))
+    for version_row in found.get("versions") or []:
+        say(f"  version {_explained(version_row)}")
+    if found.get("pinned"):
+        say(f"  pinned to {found['pinned']}")
+    elif len(found.get("weights") or {}) > 1:
+        key = found.get("sticky_key")
+        drawn = f"by the key {key!r}" if key else "anew for each request"
+        release = f"; the shares are those of {found['experiment']}" if found.get("experiment") else ""
+        say(f"  drawn {drawn}{release}")
     for index, attempt in enumerate(found.get("plan") or []):
         chosen = f"{attempt.get('model')} {attempt.get('version') or ''}".rstrip()
         say(f"  {'first' if index == 0 else 'then'}: {chosen} ({attempt.get('why') or 'in turn'})")
     say(f"  at most {found.get('max_attempts')} attempts within {found.get('timeout_s'):g} s")
+
+
+def _explained(row: dict[str, Any]) -> str:
+    parts = [f"{row['version']}: {row['share']:g} % of the traffic", f"breaker {row['breaker']}"]
+    if row.get("admitted"):
+        parts[-1] += ", asked all the same since too many are out"
+    if not row.get("ready"):
+        parts.append("not ready")
+    if row.get("mirror"):
+        parts.append(f"copies of {row['mirror']:g} % of the requests")
+    return ", ".join(parts)
 
 
 def feedback(

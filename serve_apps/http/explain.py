@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.errors import InvalidInput
 from serve_apps.http.deps import Caller
+from serve_apps.router.deadline import parse_seconds
 from serve_apps.router.decide import Call
 from serve_apps.router.service import Router
 
@@ -37,7 +38,13 @@ class ExplainResponse(BaseModel):
     rule: str
     why: list[str]
     sticky_key: str | None
+    pinned: str | None = Field(description="the version that the caller insists on")
+    experiment: str = Field(description="what draws callers to versions: a release's id while it moves traffic")
     weights: dict[str, float]
+    versions: list[dict[str, Any]] = Field(
+        description="version, share (percent), ready, breaker (closed, open, half_open), admitted (open, and asked all "
+        "the same since too many are out), mirror (percent of requests copied to it)"
+    )
     plan: list[dict[str, Any]]
     max_attempts: int
     timeout_s: float
@@ -59,14 +66,17 @@ async def explain(router: Router, body: ExplainBody, caller: Caller) -> dict[str
         plain["messages"] = body.messages
     elif body.question is not None:
         plain["prompt"] = body.question
+    headers = {name.lower(): value for name, value in body.headers.items()}
+    wait = headers.get("x-request-timeout-seconds")
     call = Call(
         model=body.model,
         inputs=inputs,
         parameters=body.parameters,
         caller=caller.name,
-        headers={name.lower(): value for name, value in body.headers.items()},
+        headers=headers,
         body=plain,
         pinned=body.version,
         sticky=body.sticky,
+        timeout_s=parse_seconds(wait) if wait is not None else None,
     )
     return await router.explain(call)

@@ -16,21 +16,24 @@ from serve_apps.router.coalescer import Coalescer
 from serve_apps.router.deadline import Deadline
 from serve_apps.router.decide import (
     Call,
+    CompiledModel,
     CompiledTable,
     Decision,
     Live,
     Target,
     decide,
     pick,
+    pinned_version,
     split_name,
     sticky_key,
 )
 from serve_apps.router.mirror import MirrorPool
 from serve_apps.router.ports import Embedder, HostProvider
-from serve_apps.router.retry import RetryBudget, counts_against_version
+from serve_apps.router.retry import RetryBudget, counts_against_version, hasty
 from serve_apps.router.rules import NeedsVectors
 from serve_apps.router.stats import Flow, RouterStats
 from serve_apps.router.vectors import VectorCache
+from serve_apps.router.weights import normalised
 from serve_apps.table import RoutingTable, VersionEntry
 
 __all__ = ["Random", "RouterCore", "load_function", "too_late"]
@@ -61,6 +64,8 @@ class _Channel:
     entry: VersionEntry
     flow: Flow
     coalescer: Coalescer
+    copies: Coalescer
+    """For mirrored requests, which must not take the hops that callers wait for."""
 
 
 class RouterCore(Live):
@@ -125,6 +130,7 @@ class RouterCore(Live):
     def _tune(self, channel: _Channel, entry: VersionEntry) -> None:
         channel.entry = entry
         channel.coalescer.merge = entry.merge
+        channel.copies.merge = entry.merge
         channel.coalescer.max_in_flight = self._max_hops * max(1, entry.replicas)
 
     def _channel(self, target: Target) -> _Channel:
@@ -136,8 +142,10 @@ class RouterCore(Live):
             async def send(requests: Sequence[InferRequest]) -> list[InferResult]:
                 return await hosts.host(app).infer(requests)
 
-            coalescer = Coalescer(send, max_merged=self._max_merged, max_wait_s=self._max_wait_s)
-            channel = _Channel(entry, self.stats.flow(target.model.name, entry.version), coalescer)
+            coalescer, copies = (
+                Coalescer(send, max_merged=self._max_merged, max_wait_s=self._max_wait_s) for _ in range(2)
+            )
+            channel = _Channel(entry, self.stats.flow(target.model.name, entry.version), coalescer, copies)
             self._tune(channel, entry)
             self._channels[entry.app] = channel
         return channel
@@ -202,7 +210,10 @@ class RouterCore(Live):
             "rule": decision.rule,
             "why": list(decision.why),
             "sticky_key": sticky,
+            "pinned": pinned_version(call),
+            "experiment": model.entry.experiment,
             "weights": dict(model.pairs),
+            "versions": _versions(model),
             "plan": plan,
             "max_attempts": model.config.retry.max_attempts,
             "timeout_s": call.timeout_s or self.table.default_timeout_s,
@@ -247,7 +258,11 @@ class RouterCore(Live):
         )
 
     def _count(self, target: Target, flow: Flow, error: HeadraceError | None, latency_s: float, rule: str) -> None:
-        failed = error is not None and counts_against_version(error)
+        failed = (
+            error is not None
+            and counts_against_version(error)
+            and not hasty(error, waited_s=latency_s, timeout_s=target.entry.timeout_s, usual_s=flow.latency_s)
+        )
         if target.probe and failed:
             # The verdict is clear, and the control plane hears of it within the second: no caller is spent on it
             # until then. Should the report be lost, probing goes on.
@@ -261,6 +276,22 @@ class RouterCore(Live):
             outcome="success" if error is None else error.code,
             failed=failed,
         )
+
+
+def _versions(model: CompiledModel) -> list[dict[str, Any]]:
+    """Each version with its share of the traffic (percent) and what its breaker lets through."""
+    shares = normalised(dict(model.pairs))
+    return [
+        {
+            "version": version,
+            "share": round(100.0 * shares.get(version, 0.0), 3),
+            "ready": entry.ready,
+            "breaker": "open" if entry.ejected else "half_open" if entry.half_open else "closed",
+            "admitted": version in model.admitted,
+            "mirror": model.entry.mirror.get(version, 0.0),
+        }
+        for version, entry in model.by_version.items()
+    ]
 
 
 def _planned(target: Target) -> dict[str, Any]:

@@ -17,7 +17,18 @@ from serve_apps.router.breaker import admitted, usable
 from serve_apps.router.rules import CompiledRoute, Subject, compile_route, question_of
 from serve_apps.table import ModelEntry, RoutingTable, VersionEntry
 
-__all__ = ["Call", "CompiledModel", "CompiledTable", "Decision", "Live", "Target", "decide", "pick", "split_name"]
+__all__ = [
+    "Call",
+    "CompiledModel",
+    "CompiledTable",
+    "Decision",
+    "Live",
+    "Target",
+    "decide",
+    "pick",
+    "pinned_version",
+    "split_name",
+]
 
 STICKY_HEADER = "x-headrace-key"
 PIN_HEADER = "x-headrace-version"
@@ -282,6 +293,11 @@ def sticky_key(model: CompiledModel, call: Call) -> str | None:
     if value:
         return value
     return call.caller or None if model.config.sticky else None
+
+
+def pinned_version(call: Call) -> str | None:
+    """The version that the caller insists on: by path, by `model@version`, or by header."""
+    return call.pinned or split_name(call.model)[1] or call.headers.get(PIN_HEADER) or None
 
 
 def _within(

@@ -26,6 +26,8 @@ class MetricsExporter:
         self._seconds = _make(names.REQUEST_SECONDS)
         self._retries = _make(names.RETRIES)
         self._fallbacks = _make(names.FALLBACKS)
+        self._hedges = _make(names.HEDGES)
+        self._mirrored = _make(names.MIRRORED)
         self._in_flight = _make(names.IN_FLIGHT)
         self._merged = _make(names.MERGED_SIZE)
         self._revision = _make(names.TABLE_REVISION)
@@ -48,6 +50,10 @@ class MetricsExporter:
             self._retries.inc(count, {"model": model, "reason": reason})
         for (model, fallback), count in router.stats.take_fallbacks().items():
             self._fallbacks.inc(count, {"model": model, "fallback": fallback})
+        for model, count in router.stats.take_hedges().items():
+            self._hedges.inc(count, {"model": model})
+        for (model, version, outcome), count in router.stats.take_copies().items():
+            self._mirrored.inc(count, {"model": model, "version": version, "outcome": outcome})
         for model, version, size, count in router.take_merged():
             await _observe(self._merged, size, {"model": model, "version": version}, count)
         self._revision.set(router.table.revision)

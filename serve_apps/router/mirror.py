@@ -6,7 +6,10 @@ import asyncio
 from collections.abc import Coroutine, Mapping
 from typing import Any
 
-__all__ = ["MirrorPool", "mirrors"]
+__all__ = ["COPY_PRIORITY", "MirrorPool", "mirrors"]
+
+COPY_PRIORITY = 1 << 20
+"""Hosts take it for their last level: where a mirrored version answers callers too, they come first."""
 
 
 def mirrors(shares: Mapping[str, float], answering: str, roll: float) -> list[str]:

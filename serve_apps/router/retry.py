@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from cluster.errors import Cancelled, DeadlineExceeded, HeadraceError, InvalidInput, Overloaded
 
-__all__ = ["RetryBudget", "backoff_s", "counts_against_version", "may_fall_back", "may_retry"]
+__all__ = ["RetryBudget", "backoff_s", "counts_against_version", "hasty", "may_fall_back", "may_retry"]
 
 
 @dataclass(slots=True)
@@ -56,6 +56,15 @@ def may_fall_back(error: HeadraceError) -> bool:
 def counts_against_version(error: HeadraceError) -> bool:
     """Whether a failure says something about the version's health: 5xx, timeouts, unreachable."""
     return error.status >= 500 or isinstance(error, DeadlineExceeded)
+
+
+def hasty(error: HeadraceError, *, waited_s: float, timeout_s: float, usual_s: float | None) -> bool:
+    """Whether a deadline passed because the caller gave less time than the version usually needs, which says nothing
+    about the version: a few callers in a hurry must not open its breaker for all others. `usual_s`: the smoothed time
+    of its answers; None: it is not known, and then the version is blamed."""
+    if not isinstance(error, DeadlineExceeded) or usual_s is None:
+        return False
+    return waited_s < min(timeout_s, 2.0 * usual_s)
 
 
 def backoff_s(attempt: int, *, roll: float, base_s: float = 0.025, cap_s: float = 0.5) -> float:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
-from cluster.errors import HeadraceError, InternalError, Unavailable
+from cluster.errors import DeadlineExceeded, HeadraceError, InternalError, Unavailable
 from serve_apps.protocol import InferRequest, InferResult, StreamChunk
 from serve_apps.router.answers import Answer, Chosen, StreamAnswer
 from serve_apps.router.bare import bind
@@ -19,7 +20,7 @@ from serve_apps.router.decide import (
     Call,
     Target,
 )
-from serve_apps.router.mirror import mirrors
+from serve_apps.router.mirror import COPY_PRIORITY, mirrors
 from serve_apps.router.retry import backoff_s, may_fall_back, may_retry
 from serve_apps.signature import check_inputs
 
@@ -140,7 +141,7 @@ class Router(RouterCore):
         try:
             done, _ = await asyncio.wait(tasks, timeout=after_s)
             if not done and budget is not None and budget.take():
-                self.stats.hedges += 1
+                self.stats.hedged(target.model.name)
                 chosen.attempts += 1
                 tasks.append(start())
             pending = set(tasks)
@@ -154,17 +155,31 @@ class Router(RouterCore):
                 task.cancel()
 
     def _shadow(self, target: Target, call: Call, inputs: Any, deadline: Deadline) -> None:
+        """Send copies to the mirrored versions. They count for nobody: no breaker, no release, no adaptive route and no
+        latency of callers hears of them; only the counters of copies do."""
         model = target.model
         for version in mirrors(model.entry.mirror, target.entry.version, self._rng.random()):
             entry = model.by_version.get(version)
-            if entry is None or not entry.ready:
+            if entry is None or not entry.ready or entry.ejected or entry.half_open:
                 continue
             copy = Target(model, entry, "mirror")
-            request = self._request(call, inputs, entry, deadline)
-            if self._mirrors.start(self._hop(copy, request, deadline, "mirror")):
-                self.stats.mirrored += 1
-            else:
-                self.stats.mirror_dropped += 1
+            request = replace(self._request(call, inputs, entry, deadline), priority=COPY_PRIORITY)
+            if not self._mirrors.start(self._copy(copy, request, deadline)):
+                self.stats.copied(model.name, version, "dropped")
+
+    async def _copy(self, target: Target, request: InferRequest, deadline: Deadline) -> None:
+        timeout_s = min(target.entry.timeout_s, deadline.at - self.clock.monotonic())
+        outcome = "success"
+        try:
+            async with asyncio.timeout(timeout_s):
+                result = await self._channel(target).copies.submit(request)
+            if result.error is not None:
+                outcome = result.error.code
+        except TimeoutError:
+            outcome = DeadlineExceeded.code
+        except HeadraceError as error:
+            outcome = error.code
+        self.stats.copied(target.model.name, target.entry.version, outcome)
 
     # -- streams -------------------------------------------------------------------------------------------------
 
@@ -203,6 +218,8 @@ class Router(RouterCore):
         chosen.model, chosen.version = target.model.name, entry.version
         chosen.attempts += 1
         inputs = check_inputs(entry.signature, call.inputs, call.rows, model=target.model.name)
+        if target.model.entry.mirror:
+            self._shadow(target, call, inputs, deadline)
         request = self._request(call, inputs, entry, deadline)
         stream = self._flow_of_chunks(target, request, deadline, chosen.rule)
         first = await anext(stream, None)
@@ -298,6 +315,7 @@ class Router(RouterCore):
         await self._mirrors.close()
         for channel in self._channels.values():
             await channel.coalescer.close()
+            await channel.copies.close()
 
 
 async def _after(first: StreamChunk, rest: AsyncGenerator[StreamChunk, None]) -> AsyncGenerator[StreamChunk, None]:

@@ -99,7 +99,8 @@ class RouterStats:
         self._arrivals: dict[str, int] = {}
         self.retries: dict[tuple[str, str], int] = {}
         self.fallbacks: dict[tuple[str, str], int] = {}
-        self.hedges = self.mirrored = self.mirror_dropped = 0
+        self.hedges: dict[str, int] = {}
+        self.copies: dict[tuple[str, str, str], int] = {}
         self._seq = 0
 
     def arrived(self, model: str) -> None:
@@ -205,6 +206,24 @@ class RouterStats:
 
     def fell_back(self, model: str, fallback: str) -> None:
         self.fallbacks[(model, fallback)] = self.fallbacks.get((model, fallback), 0) + 1
+
+    def hedged(self, model: str) -> None:
+        self.hedges[model] = self.hedges.get(model, 0) + 1
+
+    def copied(self, model: str, version: str, outcome: str) -> None:
+        """A mirrored request ended, or was `dropped` since too many were under way."""
+        key = (model, version, outcome)
+        self.copies[key] = self.copies.get(key, 0) + 1
+
+    def take_hedges(self) -> dict[str, int]:
+        """Second copies by model since the last call."""
+        taken, self.hedges = self.hedges, {}
+        return taken
+
+    def take_copies(self) -> dict[tuple[str, str, str], int]:
+        """Mirrored requests by (model, version, outcome) since the last call."""
+        taken, self.copies = self.copies, {}
+        return taken
 
     def take_retries(self) -> dict[tuple[str, str], int]:
         """Retries by (model, error code) since the last call."""

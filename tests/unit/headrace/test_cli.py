@@ -210,14 +210,22 @@ def test_explain_prints_the_reasons(capsys: Capture) -> None:
         "asked": "support", "model": "finance_model", "version": "1.0.0", "rule": "support[0]:refund",
         "why": ["the text contains 退款"], "weights": {},
         "plan": [{"model": "finance_model", "version": "1.0.0", "app": "a", "why": "only version with weight"}],
-        "max_attempts": 2, "timeout_s": 60.0,
+        "max_attempts": 2, "timeout_s": 60.0, "sticky_key": None, "pinned": None, "experiment": "rel-1",
+        "versions": [
+            {"version": "1.0.0", "share": 75.0, "breaker": "closed", "ready": True, "admitted": False, "mirror": 0.0},
+            {"version": "1.1.0", "share": 25.0, "breaker": "open", "ready": True, "admitted": True, "mirror": 10.0},
+        ],
     }  # fmt: skip
+    found["weights"] = {"1.0.0": 75.0, "1.1.0": 25.0}
     script = ScriptedTransport().on("POST", "/explain", reply(found))
     code, out, _ = call(capsys, script, "explain", "support", "我要退款")
     assert code == 0
     assert "support → finance_model 1.0.0" in out
     assert "the text contains 退款" in out
     assert "first: finance_model 1.0.0 (only version with weight)" in out
+    assert "version 1.0.0: 75 % of the traffic, breaker closed\n" in out
+    assert "1.1.0: 25 % of the traffic, breaker open, asked all the same since too many are out, copies of 10 %" in out
+    assert "drawn anew for each request; the shares are those of rel-1" in out
     assert script.sent[0].json() == {"model": "support", "question": "我要退款"}
 
 
