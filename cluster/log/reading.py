@@ -11,7 +11,7 @@ from cluster.errors import CorruptObject, ObjectNotFound, StorageUnavailable
 from cluster.log.codec import GENESIS, Segment, Snapshot, decode_segment, decode_snapshot, digest_of
 from cluster.storage.port import Bucket
 
-__all__ = ["History", "LogReader", "read_history", "segment_key", "snapshot_key"]
+__all__ = ["History", "LogReader", "present_numbers", "read_history", "segment_key", "snapshot_key"]
 
 _DIGITS = 20
 _ATTEMPTS = 20
@@ -116,10 +116,10 @@ async def read_history(bucket: Bucket, prefix: str, *, oldest: bool = False, par
     """
     stray = False
     for _ in range(_ATTEMPTS):
-        snapshots = await _numbers(bucket, f"{prefix}/snap/")
+        snapshots = await present_numbers(bucket, f"{prefix}/snap/")
         newest = snapshots[-1] if snapshots else 0
         after = segment_key(prefix, newest) if newest and not oldest else ""
-        present = await _numbers(bucket, f"{prefix}/wal/", start_after=after)
+        present = await present_numbers(bucket, f"{prefix}/wal/", start_after=after)
         base = _oldest_base(snapshots, present) if oldest else newest
         if stray and snapshots:
             base = max(base, snapshots[0])
@@ -131,7 +131,7 @@ async def read_history(bucket: Bucket, prefix: str, *, oldest: bool = False, par
             # collecting what the newest one covers.
             if isinstance(error, ObjectNotFound) and await _is_gone(bucket, str(error.details.get("key"))):
                 continue
-            if await _numbers(bucket, f"{prefix}/snap/", start_after=snapshot_key(prefix, newest)):
+            if await present_numbers(bucket, f"{prefix}/snap/", start_after=snapshot_key(prefix, newest)):
                 continue
             if oldest and not stray and snapshots and base < snapshots[0]:
                 stray = await _has_stray(bucket, prefix, snapshots[0], present)
@@ -168,7 +168,7 @@ async def _is_gone(bucket: Bucket, key: str) -> bool:
 
 async def extend_history(bucket: Bucket, prefix: str, history: History) -> None:
     """Read the segments that were written since. Raises `ObjectNotFound` when some were collected already."""
-    numbers = await _numbers(bucket, f"{prefix}/wal/", start_after=segment_key(prefix, history.seq))
+    numbers = await present_numbers(bucket, f"{prefix}/wal/", start_after=segment_key(prefix, history.seq))
     if numbers != list(range(history.seq + 1, history.seq + 1 + len(numbers))):
         raise ObjectNotFound(f"segments after {segment_key(prefix, history.seq)} were collected")
     for number, data in zip(numbers, await _fetch(bucket, prefix, numbers, 8), strict=True):
@@ -191,7 +191,7 @@ async def _read(bucket: Bucket, prefix: str, base: int, wanted: Sequence[int], p
     history = History()
     if base:
         key = snapshot_key(prefix, base)
-        snapshot = decode_snapshot(await bucket.get(key), key=key)
+        snapshot = decode_snapshot(await patient_get(bucket, key), key=key)
         if snapshot.seq != base:
             raise CorruptObject(f"{key} is the snapshot of segment {snapshot.seq}: it was moved", details={"key": key})
         history = History(snapshot=snapshot, digest=snapshot.previous)
@@ -250,7 +250,8 @@ async def patient_list(bucket: Bucket, prefix: str, *, start_after: str = "") ->
     raise AssertionError("unreachable")
 
 
-async def _numbers(bucket: Bucket, folder: str, *, start_after: str = "") -> list[int]:
+async def present_numbers(bucket: Bucket, folder: str, *, start_after: str = "") -> list[int]:
+    """The numbers of the objects in a log's folder, in order. Raises `CorruptObject` for one that is not the log's."""
     numbers = []
     for key in await patient_list(bucket, folder, start_after=start_after):
         name = key.removeprefix(folder)

@@ -59,7 +59,9 @@ STATE = "pipelines/engine/state.py"
 STATES = "pipelines/engine/states.py"
 KERNEL = "pipelines/run_store/kernel.py"
 STORE = "pipelines/run_store/service.py"
-LOG = "cluster/log/durable_log.py"
+CLAIMING = "cluster/log/claiming.py"
+SEGMENTS = "cluster/log/segment_writer.py"
+SNAPSHOTS = "cluster/log/snapshots.py"
 
 
 def window(number: int) -> str:
@@ -120,7 +122,7 @@ MUTANTS = (
     Mutant(
         name="zombie-believes-it-wrote",
         invariant="one_result",
-        file=LOG,
+        file=SEGMENTS,
         old="            if present != data:\n                raise _fenced(self._prefix, key, present)\n",
         new="",
         tests=(f"{window(1)}_its_owner_was_only_asleep",),
@@ -128,7 +130,7 @@ MUTANTS = (
     Mutant(
         name="zombie-believes-it-wrote-in-histories",
         invariant="one_result",
-        file=LOG,
+        file=SEGMENTS,
         old="            if present != data:\n                raise _fenced(self._prefix, key, present)\n",
         new="",
         tests=(f"{LOG_HISTORIES}::test_acknowledged_records_survive",),
@@ -185,7 +187,7 @@ MUTANTS = (
     Mutant(
         name="epoch-does-not-grow",
         invariant="fences_grow",
-        file=LOG,
+        file=CLAIMING,
         old="            epoch=history.epoch + 1,\n",
         new="            epoch=max(history.epoch, 1),\n",
         tests=(f"{LOG_HISTORIES}::test_acknowledged_records_survive",),
@@ -193,7 +195,7 @@ MUTANTS = (
     Mutant(
         name="lost-race-not-noticed",
         invariant="fences_grow",
-        file=LOG,
+        file=CLAIMING,
         old="                if await patient_get(bucket, segment_key(prefix, seq)) != data:\n",
         new="                if await patient_get(bucket, segment_key(prefix, seq)) == b'':\n",
         tests=(f"{LOG_HISTORIES}::test_acknowledged_records_survive",),
@@ -201,7 +203,7 @@ MUTANTS = (
     Mutant(
         name="claim-over-collected-number",
         invariant="fences_grow",
-        file=LOG,
+        file=CLAIMING,
         old="            return False\n        history.add(data",
         new="            pass\n        history.add(data",
         tests=(f"{LOG_HISTORIES}::test_acknowledged_records_survive",),
@@ -228,7 +230,7 @@ MUTANTS = (
     Mutant(
         name="unanswered-write-is-given-up",
         invariant="nothing_lost",
-        file=LOG,
+        file=SEGMENTS,
         old="                unsure = True\n",
         new="                return\n",
         tests=(f"{LOG_HISTORIES}::test_acknowledged_records_survive",),
@@ -236,25 +238,25 @@ MUTANTS = (
     Mutant(
         name="collects-too-much",
         invariant="nothing_lost",
-        file=LOG,
-        old="                    await self._collect(previous)\n",
-        new="                    await self._collect(self._tip.seq)\n",
+        file=SNAPSHOTS,
+        old="                await self._collect(previous, fences)\n",
+        new="                await self._collect(tip.seq, fences)\n",
         tests=(f"{LOG_HISTORIES}::test_acknowledged_records_survive",),
     ),
     Mutant(
         name="collects-epochs",
         invariant="nothing_lost",
-        file=LOG,
-        old="            if seq not in fences:\n",
-        new="            if True:\n",
+        file=SNAPSHOTS,
+        old="            if seq <= up_to and seq not in fences:\n",
+        new="            if seq <= up_to:\n",
         tests=(f"{LOG_HISTORIES}::test_acknowledged_records_survive",),
     ),
     Mutant(
         name="snapshot-covers-too-much",
         invariant="nothing_lost",
-        file=LOG,
-        old="                position=wanted,\n",
-        new="                position=self._assigned,\n",
+        file=SNAPSHOTS,
+        old="            position=position,\n",
+        new="            position=tip.position,\n",
         tests=(f"{LOG_HISTORIES}::test_acknowledged_records_survive",),
     ),
     Mutant(
@@ -324,22 +326,6 @@ MUTANTS = (
     ),
     # ---- terminal states ----
     Mutant(
-        name="result-after-the-end",
-        invariant="terminal_states",
-        file=ENGINE,
-        old="run.ended:\n            return None\n        index = run.plan.index",
-        new="False:\n            return None\n        index = run.plan.index",
-        tests=(f"{GUARDS}::test_a_step_of_an_ended_run_takes_no_result",),
-    ),
-    Mutant(
-        name="result-after-the-steps-end",
-        invariant="terminal_states",
-        file=ENGINE,
-        old="        if step.state is not StepState.RUNNING:\n            return None\n",
-        new="",
-        tests=(f"{GUARDS}::test_a_step_that_has_ended_takes_no_result",),
-    ),
-    Mutant(
         name="attempts-outlive-their-step",
         invariant="terminal_states",
         file=STATE,
@@ -354,7 +340,7 @@ MUTANTS = (
         old='    """End a run as CANCELLED: nothing of it starts any more, what runs is told to stop."""\n'
         "    if run.ended:\n        return\n",
         new='    """End a run as CANCELLED: nothing of it starts any more, what runs is told to stop."""\n',
-        tests=(f"{GUARDS}::test_a_nested_run_that_has_ended_is_not_cancelled_with_its_parent",),
+        tests=(f"{GUARDS}::test_a_nested_run_that_has_ended_is_not_cancelled_with_its_siblings",),
     ),
     Mutant(
         name="success-may-be-cancelled",
@@ -547,7 +533,7 @@ MUTANTS = (
     Mutant(
         name="late-answer-trusted",
         invariant="nothing_after_cancel",
-        file=LOG,
+        file=SEGMENTS,
         old="            if unsure or self._clock.monotonic() - began > self._options.slow_write_s:\n",
         new="            if unsure:\n",
         tests=(f"{window(2)}_the_owner_learns_of_its_checkpoint_too_late",),
@@ -555,7 +541,7 @@ MUTANTS = (
     Mutant(
         name="repeated-write-trusted",
         invariant="nothing_after_cancel",
-        file=LOG,
+        file=SEGMENTS,
         old="            if unsure or self._clock.monotonic() - began > self._options.slow_write_s:\n",
         new="            if self._clock.monotonic() - began > self._options.slow_write_s:\n",
         tests=(f"{WINDOWS}::test_window_2_a_repeated_write_is_as_doubtful",),
@@ -673,7 +659,7 @@ MUTANTS = (
     Mutant(
         name="own-write-is-a-rival",
         invariant="one_key_one_run",
-        file=LOG,
+        file=SEGMENTS,
         old="                        present = await self._bucket.get(key)\n",
         new="                        present = None\n",
         tests=(f"{WINDOWS}::test_the_buckets_lost_answer_doubles_nothing",),

@@ -81,6 +81,41 @@ async def test_closing_writes_what_was_handed_over() -> None:
         log.enqueue([b"2"])
 
 
+async def test_a_defect_below_the_log_is_told_to_all_who_wait() -> None:
+    """An error that is none of the bucket's own stops the log: nobody waits for ever for a writer that is gone."""
+
+    class Broken(MemoryBucket):
+        async def create(self, key: str, data: bytes) -> None:
+            if not key.endswith("1"):
+                raise TypeError("the library changed")
+            await super().create(key, data)
+
+    log = await opened(Broken())
+    waiting = [log.enqueue([b"1"]), log.enqueue([b"2"]), asyncio.ensure_future(log.flush())]
+    for future in waiting:
+        with pytest.raises(StorageError, match="TypeError: the library changed"):
+            await future
+    assert "TypeError" in (await log.wait_stopped()).message
+    with pytest.raises(StorageError, match="TypeError"):
+        log.enqueue([b"3"])
+
+
+async def test_a_foreign_file_among_the_segments_does_not_stop_the_owner() -> None:
+    """Snapshots are stored all the same; only the collection waits until the file has been moved away."""
+    bucket = MemoryBucket()
+    log = await opened(bucket)
+    for round in range(3):
+        if round == 1:
+            bucket.objects["runs/0/wal/.DS_Store"] = b"?"
+        await log.append([b"x"])
+        await log.snapshot(b"state")
+    assert (log.stats.snapshots, log.stats.collected) == (3, 0)
+    del bucket.objects["runs/0/wal/.DS_Store"]
+    await log.append([b"x"])
+    await log.snapshot(b"state")
+    assert log.stats.collected > 0
+
+
 async def test_a_snapshot_must_be_of_a_known_position() -> None:
     """A position that the log has not reached, or that lies before its recovery, is a programming error."""
     bucket = MemoryBucket()
