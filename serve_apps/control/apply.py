@@ -142,6 +142,7 @@ def _lost(state: ControlState, event: e.VersionLost) -> None:
     if version.serving is None:
         return
     lost, version.serving = version.serving, None
+    lost.proven = True
     if version.next is not None and version.next.status == "starting":
         return
     version.next = lost

@@ -40,6 +40,8 @@ class Instance(Tolerant):
     reason: str = ""
     deployment: str | None = None
     described: bool = False
+    proven: bool = False
+    """It served before its application was lost: it may come back as it was."""
     signature: dict[str, Any] | None = None
     """As the host's class declares it; what the configuration declares wins over it."""
     streaming: bool | None = None

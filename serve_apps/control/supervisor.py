@@ -15,6 +15,7 @@ from cluster.config.models import VersionConfig
 from cluster.errors import Fenced, HeadraceError
 from serve_apps.control import events as e
 from serve_apps.control.core import Core
+from serve_apps.control.interface import misfit, undecided
 from serve_apps.control.ports import AppSpec, AppStatus
 from serve_apps.control.state import Instance, ModelState
 from serve_apps.control.tables import model_config
@@ -107,6 +108,10 @@ class Supervisor:
             if status.running and not instance.described:
                 # Routers check requests against the signature, so it has to be known before there are any.
                 return self._describe(name, version, instance)
+            if undecided(model, version):
+                return None
+            if not instance.proven and (reason := misfit(name, model, version, instance)):
+                return failed(reason)
             self._launches.pop(instance.app, None)
             return e.VersionReady(at=now, model=name, version=version, generation=instance.generation)
         if status is not None and status.state == "failed":

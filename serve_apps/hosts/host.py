@@ -23,6 +23,7 @@ from serve_apps.batching import BatchAnswer, Batcher, BatchPolicy
 from serve_apps.hosts.answers import as_answer, result_of
 from serve_apps.hosts.calling import ModelCaller, Work, nothing_sent
 from serve_apps.hosts.figures import Counts, HostMetrics, NoMetrics, resident_bytes
+from serve_apps.hosts.interface import broken_promises
 from serve_apps.hosts.loading import load_within, where_threads_stand
 from serve_apps.protocol import InferRequest, InferResult, StreamChunk
 from serve_apps.providers.load import class_signature
@@ -77,6 +78,7 @@ class Host:
         limit_s = self._config.start_timeout_s
         self._model = await load_within(self._load, limit_s=limit_s, label=self._label)
         own = class_signature(self._model)
+        self._check_interface(own)
         self._signature = self._declared or own or TASK_SIGNATURES.get(self._task)
         if self._signature is not None and "parameters" in self._signature.inputs:
             raise InvalidConfig(
@@ -115,6 +117,17 @@ class Host:
     @property
     def _label(self) -> str:
         return f"{self._name} {self._version}"
+
+    def _check_interface(self, own: Signature | None) -> None:
+        """What the file promises to callers, the class must take and give. A task's own signature is no promise of the
+        file: it says what callers may send, and the class answers for the rest."""
+        if self._declared is None or self._declared == TASK_SIGNATURES.get(self._task):
+            return
+        if wrong := broken_promises(self._declared, own):
+            raise InvalidConfig(
+                f"{self._label}: the signature in the configuration is not the one that the class declares: "
+                f"{'; '.join(wrong)}"
+            )
 
     async def _warm_up(self, caller: ModelCaller) -> None:
         """Run the configured (or the model's own) warm-up items once alone and once together; an error stops the start.

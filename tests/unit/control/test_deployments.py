@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from cluster.errors import Conflict, Fenced, Forbidden, InvalidConfig, InvalidInput, NotFound
@@ -118,19 +120,84 @@ async def test_a_class_declares_the_signature_when_the_file_does_not(world: Worl
     """What the host's class says about its interface is in the table before the first request, and guards releases."""
     world.deployer.signatures = {
         "echo-1.0.0": {"inputs": {"a": {"datatype": "FP32"}}, "outputs": {"b": {"datatype": "FP32"}}},
-        "echo-1.1.0": {"inputs": {"x": {"datatype": "FP32"}}, "outputs": {"b": {"datatype": "FP32"}}},
+        "echo-2.0.0": {"inputs": {"x": {"datatype": "FP32"}}, "outputs": {"b": {"datatype": "FP32"}}},
     }
-    await plane.call("deploy", {"config": config({"echo": {**TWO["echo"], "traffic": {"1.0.0": 100}}})})
+    await plane.call(
+        "deploy",
+        {
+            "config": config(
+                {"echo": {"versions": {"1.0.0": version(), "2.0.0": version(seed=1)}, "traffic": {"1.0.0": 100}}}
+            )
+        },
+    )
     await settle(plane)
     signature = plane.table().models["echo"].versions["1.0.0"].signature
     assert signature is not None
     assert list(signature.inputs) == ["a"]
     assert plane.table().models["echo"].versions["1.0.0"].ready
     with pytest.raises(Conflict, match="input 'a' is gone"):
-        await plane.call("release_start", {"model": "echo", "candidate": "1.1.0"})
-    assert (await plane.call("deploy", {"config": config({"echo": {**TWO["echo"], "traffic": {"1.0.0": 100}}})}))[
-        "items"
-    ] == [], "it does not count as a difference"
+        await plane.call("release_start", {"model": "echo", "candidate": "2.0.0"})
+    assert (
+        await plane.call(
+            "deploy",
+            {
+                "config": config(
+                    {"echo": {"versions": {"1.0.0": version(), "2.0.0": version(seed=1)}, "traffic": {"1.0.0": 100}}}
+                )
+            },
+        )
+    )["items"] == [], "it does not count as a difference"
+
+
+def takes(*names: str, optional: bool = False) -> dict[str, Any]:
+    """A signature with these inputs."""
+    inputs = {name: {"datatype": "FP32", "optional": optional and name == names[-1]} for name in names}
+    return {"inputs": inputs, "outputs": {"b": {"datatype": "FP32"}}}
+
+
+@pytest.mark.parametrize("order", ["together", "one after another"])
+async def test_a_class_with_another_interface_within_its_major_version_fails(
+    world: World, plane: ControlPlane, order: str
+) -> None:
+    """What a class declares holds to the same rule as what the file declares: the later version fails with the number
+    that it may have, and the earlier one serves."""
+    world.deployer.signatures = {"echo-1.0.0": takes("a"), "echo-1.1.0": takes("x"), "echo-1.2.0": takes("a")}
+    versions = {name: version(seed=n) for n, name in enumerate(("1.0.0", "1.1.0", "1.2.0"))}
+    if order == "one after another":
+        await plane.call("deploy", {"config": config({"echo": {"versions": {"1.0.0": versions["1.0.0"]}}})})
+        await settle(plane)
+    answer = await plane.call("deploy", {"config": config({"echo": {"versions": versions, "traffic": {"1.0.0": 100}}})})
+    await settle(plane)
+    seen = await plane.call("deployment", {"id": answer["id"]})
+    status = {item["version"]: item for item in seen["items"] if item.get("version") and "status" in item}
+    assert (seen["state"], status["1.1.0"]["status"], status["1.2.0"]["status"]) == ("failed", "failed", "ready")
+    assert "input 'a' is gone" in status["1.1.0"]["message"]
+    assert "call it 2.0.0" in status["1.1.0"]["message"]
+    assert plane.table().models["echo"].versions["1.0.0"].ready
+
+
+async def test_a_version_deployed_anew_keeps_its_interface(world: World, plane: ControlPlane) -> None:
+    """A new class under an old number may not break its callers: the old instance goes on serving."""
+    world.deployer.signatures = {"echo-1.0.0": takes("a"), "echo-1.0.0-g2": takes("a", "c", optional=True)}
+    await plane.call("deploy", {"config": config({"echo": {"versions": {"1.0.0": version()}}})})
+    await settle(plane)
+    await plane.call("deploy", {"config": config({"echo": {"versions": {"1.0.0": version(seed=3)}}})})
+    await settle(plane)
+    (row,) = (await plane.call("model", {"model": "echo"}))["versions"]
+    assert (row["status"], row["app"]) == ("failed", "echo-1.0.0")
+    assert "call it 1.1.0" in row["reason"]
+
+
+async def test_versions_come_back_as_they_were_after_the_cluster_is_lost(world: World, plane: ControlPlane) -> None:
+    """What served before is not judged again when its application has to be started anew."""
+    world.deployer.signatures = {"echo-1.0.0": takes("a"), "echo-1.1.0": takes("a")}
+    await plane.call("deploy", {"config": config(TWO)})
+    await settle(plane)
+    world.deployer.signatures["echo-1.1.0"] = takes("x")
+    world.deployer.apps.clear()
+    await settle(plane, passes=10)
+    rows = (await plane.call("model", {"model": "echo"}))["versions"]
+    assert [row["status"] for row in rows] == ["ready", "ready"]
 
 
 async def test_retiring_takes_the_version_out_and_deletes_it_later(world: World, plane: ControlPlane) -> None:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import pytest
 
 from cluster.clock import ManualClock, SystemClock
-from cluster.config.models import Signature, TensorSpec, VersionConfig
+from cluster.config.models import TASK_SIGNATURES, Signature, TensorSpec, VersionConfig
 from cluster.errors import (
     DeadlineExceeded,
     HeadraceError,
@@ -216,7 +216,7 @@ async def test_async_models_and_bare_dicts_are_served() -> None:
 
 
 async def test_the_task_gives_a_signature_to_a_class_without_one() -> None:
-    """A chat class needs no signature of its own; a declared one wins over the class's."""
+    """A chat class needs no signature of its own, and the file can give one to any class."""
 
     class Silent:
         def predict(self, items: list[dict[str, Any]]) -> list[str]:
@@ -226,7 +226,7 @@ async def test_the_task_gives_a_signature_to_a_class_without_one() -> None:
     (result,) = await host.infer([InferRequest(id="r", inputs={"prompt": ["hello"]})])
     assert result.outputs == {"text": ["hi"]}
     declared = Signature(inputs={"a": TensorSpec(datatype="BYTES")}, outputs={"b": TensorSpec(datatype="BYTES")})
-    host = await running(Echo(), signature=declared)
+    host = await running(Silent(), signature=declared)
     assert host.describe()["signature"]["inputs"].keys() == {"a"}
 
 
@@ -414,3 +414,25 @@ async def test_errors_survive_the_way_between_processes() -> None:
     assert isinstance(copy.error, HeadraceError)
     assert result.error is not None
     assert copy.error.to_dict() == result.error.to_dict()
+
+
+async def test_a_class_must_fit_the_configured_signature() -> None:
+    """A class that does not take what the file promises to callers fails at load, by name; what it takes more is fine,
+    and so is a signature that only the task implies."""
+    promised = Signature.model_validate({"inputs": {"prompt": "BYTES"}, "outputs": {"text": "BYTES"}})
+    with pytest.raises(InvalidConfig, match=r"m 1\.0\.0: the signature in the configuration .* input 'prompt' is gone"):
+        await running(Echo(), signature=promised)
+    narrow = Signature.model_validate({"inputs": {"text": "BYTES"}, "outputs": {}})
+    assert (await running(Echo(), signature=narrow)).describe()["signature"]["outputs"] == {}
+    assert await running(Echo(), task="chat", signature=TASK_SIGNATURES["chat"])
+
+    class Open(Echo):
+        signature = Signature.model_validate(
+            {"inputs": {"text": "BYTES"}, "outputs": {"v": "FP32[-1]", "w": "FP32[3]"}}
+        )
+
+    fixed = Signature.model_validate({"inputs": {"text": "BYTES"}, "outputs": {"v": "FP32[384]", "w": "FP32[3]"}})
+    assert await running(Open(), signature=fixed)
+    other = Signature.model_validate({"inputs": {"text": "BYTES"}, "outputs": {"w": "FP32[4]"}})
+    with pytest.raises(InvalidConfig, match="'w' had shape"):
+        await running(Open(), signature=other)

@@ -77,7 +77,7 @@ async def explained(model: str, *, caller: str = "someone", entry: Mapping[str, 
 async def test_every_kind_of_rule_says_why(
     route: str, question: str, more: dict[str, Any], model: str, rule: str, reason: str
 ) -> None:
-    """Keyword, regex, CEL, branch, similarity, function, adaptive choice, default, plain models: all give their reason."""
+    """Keyword, regex, CEL, branch, similarity, function, adaptive choice, default, direct: all give their reason."""
     found = await explained(route, question=question, **more)
     assert (found["model"], found["rule"]) == (model, rule)
     assert any(line.startswith(reason) for line in found["why"]), found["why"]
