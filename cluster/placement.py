@@ -22,6 +22,7 @@ __all__ = [
     "Placement",
     "check_free_gpu_memory",
     "check_free_memory",
+    "could_take",
     "gpu_memory_gb",
     "place",
     "static_options",
@@ -127,6 +128,24 @@ def place(resources: Resources, nodes: Sequence[Node]) -> Placement:
         options={**options, "label_selector": {**selector, **resources.labels}},
         reason="kept off the GPU nodes" if cards else "the cluster has no GPU",
         nodes=tuple(node.id for node in without),
+    )
+
+
+def could_take(options: Mapping[str, Any], nodes: Sequence[Node]) -> bool:
+    """Whether some node of the cluster could ever take an actor with these Ray options. (After nodes have come and
+    gone, what was right when a version was placed may wait for a node for ever.)"""
+    kind = options.get("accelerator_type")
+    wanted = Resources(
+        cpus=options.get("num_cpus") or 0,
+        memory=int(options.get("memory") or 0) or None,
+        labels=dict(options.get("label_selector") or {}),
+    )
+    gpus = float(options.get("num_gpus") or 0)
+    return any(
+        node.alive
+        and _fits(node, wanted, gpus=gpus)
+        and (not kind or f"accelerator_type:{kind}" in node.resources or node.accelerator == kind)
+        for node in nodes
     )
 
 
@@ -239,7 +258,7 @@ def _fits(node: Node, resources: Resources, *, gpus: float) -> bool:
         node.resources.get("CPU", 0.0) >= resources.cpus
         and node.gpus >= gpus
         and (resources.memory is None or node.resources.get("memory", math.inf) >= resources.memory)
-        and (node.addable or all(_label_matches(node.labels.get(k), want) for k, want in resources.labels.items()))
+        and (node.addable or all(_label_matches(_label(node, key), want) for key, want in resources.labels.items()))
     )
 
 

@@ -44,6 +44,8 @@ class Core:
         """Set when something was written: the supervisor looks at once instead of at its next tick."""
         self.messages: dict[str, str] = {}
         """What the cluster says about applications that are starting: shown, never recorded."""
+        self.hindered: dict[str, str] = {}
+        """Why applications lack replicas, where that is known: shown, never recorded."""
         self.fenced = False
         self._on_fenced = on_fenced
         self._snapshot_every = snapshot_every

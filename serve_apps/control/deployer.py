@@ -11,6 +11,7 @@ from typing import Any
 
 from cluster.config.models import RouterConfig
 from cluster.errors import DeadlineExceeded, HeadraceError, InvalidConfig, Unavailable
+from cluster.placement import could_take, place
 from serve_apps.control.ports import AppSpec, AppStatus
 from serve_apps.protocol import InferRequest, InferResult
 
@@ -77,6 +78,35 @@ class ServeDeployer:
             except Exception as error:
                 raise Unavailable(f"Serve refused {spec.app}: {_shorten(str(error))}") from error
 
+    async def refit(self, spec: AppSpec) -> str:
+        return await asyncio.to_thread(self._refit, spec)
+
+    def _refit(self, spec: AppSpec) -> str:
+        """Serve keeps the options that an application was deployed with. Where no node can take those any more, and
+        other options would do, it is deployed again under its name: none of its replicas can be running."""
+        from ray.serve.context import _get_global_client
+
+        from serve_apps.hosts.app import cluster_nodes
+
+        try:
+            with self._one_at_a_time:
+                details = _get_global_client().get_serve_details()
+            (deployment,) = details["applications"][spec.app]["deployments"].values()
+            options = deployment["deployment_config"]["ray_actor_options"]
+            nodes = cluster_nodes()
+        except Exception as error:
+            _log.info("%s could not be looked at: %s", spec.app, error)
+            return ""
+        if not nodes or could_take(options, nodes):
+            return ""
+        try:
+            placement = place(spec.config.resources, nodes)
+            _log.warning("%s: its nodes are gone, placing it anew (%s)", spec.app, placement.reason)
+            self._deploy(spec)
+        except HeadraceError as error:
+            return error.message
+        return f"its nodes are gone: it is being placed anew ({placement.reason})"
+
     async def statuses(self) -> Mapping[str, AppStatus]:
         return await asyncio.to_thread(self._statuses)
 
@@ -95,8 +125,11 @@ class ServeDeployer:
             wanted = sum(sum(int(number) for number in states.values()) for states in counts)
             messages = [app.message, *(deployment.message for deployment in app.deployments.values())]
             text = next((message for message in reversed(messages) if message), "")
+            state = _STATES.get(app.status.value, "starting")
+            if state == "starting" and no_use_trying_again(text):
+                state = "failed"  # Serve would try twice more
             found[name] = AppStatus(
-                state=_STATES.get(app.status.value, "starting"),  # type: ignore[arg-type]
+                state=state,  # type: ignore[arg-type]
                 message=reason_of(text),
                 running=running,
                 wanted=wanted,
@@ -151,11 +184,23 @@ _TRACE_END = re.compile(r"^(?:(?:\w+\.)+[A-Z]\w*|[A-Z]\w*(?:Error|Exception|Exit
 _OURS = re.compile(r"^(?:cluster\.errors\.\w+|ray\.exceptions\.RayTaskError\(\w+\)): ")
 
 
+_START_FAILED = "failed to start"
+_FINAL = ("InvalidConfig", "Unprocessable", "NotFound")
+
+
+def no_use_trying_again(message: str) -> bool:
+    """Whether a Serve message tells of a start that failed by what is configured, which another try will not change."""
+    named = re.findall(r"^cluster\.errors\.(\w+): |^ray\.exceptions\.RayTaskError\((\w+)\): ", message, re.M)
+    return _START_FAILED in message and bool(named) and (named[-1][0] or named[-1][1]) in _FINAL
+
+
 def reason_of(message: str) -> str:
     """The sentence that matters in a Serve message: the last exception's line if it holds a traceback.
 
     The class of one of our own errors is left out: its message is a whole sentence.
     """
+    if _START_FAILED in message and "ActorDiedError" in message:
+        return "the host's process ended while it loaded: out of memory, a crash or an exit (its log may say more)"
     lines = [line for line in _TRACE_END.findall(message) if "Traceback (most recent call last)" not in line]
     return _shorten(_OURS.sub("", lines[-1]) if lines else message)
 

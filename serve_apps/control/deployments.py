@@ -89,8 +89,9 @@ class Deployments:
             "promoted": promotion is not None,
             "feedback": {"n": feedback.n, "mean": feedback.sum / feedback.n} if feedback and feedback.n else None,
         }
-        if newest.reason:
-            row["reason"] = newest.reason
+        reason = newest.reason or self._core.hindered.get((known.serving or newest).app)
+        if reason:
+            row["reason"] = reason
         return row
 
     async def plan(self, payload: Payload) -> dict[str, Any]:

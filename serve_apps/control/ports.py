@@ -56,6 +56,11 @@ class Deployer(Protocol):
         it can never run (resources that the cluster does not have, a class that cannot be imported)."""
         ...
 
+    async def refit(self, spec: AppSpec) -> str:
+        """Look again at an application that has fewer replicas than it should: where the nodes that it was placed on
+        are gone, it is placed on others. What hinders it, in a sentence; empty when nothing is known to."""
+        ...
+
     async def statuses(self) -> Mapping[str, AppStatus]:
         """All applications of the cluster by name. Raises `Unavailable` when the cluster does not answer."""
         ...

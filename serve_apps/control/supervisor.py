@@ -24,6 +24,7 @@ __all__ = ["Supervisor"]
 
 _log = logging.getLogger(__name__)
 _DESCRIBE_S = 10.0
+_REFIT_EVERY_S = 10.0
 
 
 class Supervisor:
@@ -41,6 +42,8 @@ class Supervisor:
         self._deleting: dict[str, asyncio.Task[None]] = {}
         self._describing: dict[str, asyncio.Future[Mapping[str, Any]]] = {}
         self._missing: dict[str, int] = {}
+        self._refits: dict[str, asyncio.Task[str]] = {}
+        self._refitted_at: dict[str, float] = {}
         self.last: Mapping[str, AppStatus] = {}
 
     @property
@@ -66,6 +69,7 @@ class Supervisor:
             await self._core.write(*facts)
             await self._core.write(*self._planned_weights())
             await self._core.write(*self._ended())
+        self._refit(statuses)
         await self._drain(statuses)
 
     async def close(self) -> None:
@@ -73,6 +77,7 @@ class Supervisor:
             *self._launches.values(),
             *self._deleting.values(),
             *self._describing.values(),
+            *self._refits.values(),
         ]
         for task in tasks:
             task.cancel()
@@ -118,7 +123,8 @@ class Supervisor:
             return failed(status.message or "the application could not start")
         limit_s = _start_timeout_s(instance)
         if now - instance.since > limit_s + self._start_grace_s:
-            return failed(f"not ready within start_timeout_s ({limit_s:g} s): {_short(status)}")
+            why = self._core.hindered.get(instance.app) or _short(status)
+            return failed(f"not ready within start_timeout_s ({limit_s:g} s): {why}")
         if status is not None and status.state == "deleting":
             return None  # an earlier application of this name has to go first
         if status is None and launch is None:
@@ -127,7 +133,7 @@ class Supervisor:
             # Accepted, and yet unknown to the cluster: the cluster itself was replaced. Ask again.
             self._launches.pop(instance.app, None)
         else:
-            self._core.messages[instance.app] = _short(status)
+            self._core.messages[instance.app] = self._core.hindered.get(instance.app) or _short(status)
         return None
 
     def _describe(self, name: str, version: str, instance: Instance) -> Any | None:
@@ -197,6 +203,32 @@ class Supervisor:
                     reason = "its application is gone: starting it anew"
                     facts.append(e.VersionLost(at=now, model=name, version=version, reason=reason))
         return facts
+
+    def _refit(self, statuses: Mapping[str, AppStatus]) -> None:
+        """Applications with replicas that wait may wait for nodes that are gone: the deployer looks, now and then."""
+        now = self._core.now()
+        for app in [app for app, task in self._refits.items() if task.done()]:
+            task = self._refits.pop(app)
+            if not task.cancelled() and task.exception() is None:
+                self._core.hindered[app] = task.result()
+                if task.result():
+                    _log.warning("%s: %s", app, task.result())
+        for name, model in self._core.state.models.items():
+            for version, known in model.versions.items():
+                for instance in (known.serving, known.next):
+                    status = statuses.get(instance.app) if instance else None
+                    if instance is None or status is None or status.state in ("deleting", "failed"):
+                        continue
+                    if status.running >= status.wanted:
+                        self._refitted_at.pop(instance.app, None)
+                        self._core.hindered.pop(instance.app, None)
+                        continue
+                    since = self._refitted_at.setdefault(instance.app, now)
+                    if now - since < _REFIT_EVERY_S or instance.app in self._refits:
+                        continue
+                    self._refitted_at[instance.app] = now
+                    work = self._core.deployer.refit(self.spec(name, model, version, instance))
+                    self._refits[instance.app] = asyncio.create_task(work, name=f"refit {instance.app}")
 
     def _planned_weights(self) -> list[Any]:
         facts = []

@@ -58,6 +58,8 @@ class FakeDeployer:
     deleted: list[str] = field(default_factory=list)
     calls: list[tuple[str, InferRequest]] = field(default_factory=list)
     down: HeadraceError | None = None
+    refitted: list[str] = field(default_factory=list)
+    hindrance: str = ""
     signatures: dict[str, dict[str, Any]] = field(default_factory=dict)
     """What the classes behind the applications declare."""
 
@@ -68,6 +70,10 @@ class FakeDeployer:
         self.deployed.append(spec.app)
         self.specs[spec.app] = spec
         self.apps[spec.app] = AppStatus(state="running" if self.auto else "starting", running=int(self.auto), wanted=1)
+
+    async def refit(self, spec: AppSpec) -> str:
+        self.refitted.append(spec.app)
+        return self.hindrance
 
     def set_state(self, app: str, status: AppStatus) -> None:
         self.apps[app] = status

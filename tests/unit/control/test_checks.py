@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.errors import ModelError
-from serve_apps.control.deployer import reason_of
+from serve_apps.control.deployer import no_use_trying_again, reason_of
 from serve_apps.control.golden import check_answer, problems_in_golden, to_request
 from serve_apps.control.prefetch import SLOTS, Patterns, PrefetchRule, slot_of
 from serve_apps.protocol import InferResult
@@ -78,6 +78,32 @@ RuntimeError: Traceback (most recent call last):
     raise {name}("x")
 cluster.errors.{name}: s3://b/w.bin has the checksum ab, not cd"""
     assert reason_of(text) == "s3://b/w.bin has the checksum ab, not cd"
+
+
+def test_a_process_that_died_while_it_loaded_is_said_in_words() -> None:
+    """Ray knows only that the actor died: operators hear what that usually means."""
+    text = "A replica failed to start with exception. Retrying 1 more time(s). Error:\nActorDiedError()"
+    assert "out of memory" in reason_of(text)
+    assert not no_use_trying_again(text)
+
+
+@pytest.mark.parametrize(
+    ("last", "final"),
+    [
+        ("cluster.errors.InvalidConfig: config: C needs 'size'", True),
+        ("ray.exceptions.RayTaskError(NotFound): artifact 'file:///x' does not exist", True),
+        ("cluster.errors.Unavailable: artifact 's3://b/x' cannot be reached", False),
+        ("cluster.errors.ModelError: C could not be loaded: InvalidConfig: no", False),
+        ("InvalidConfig: some other class of this name", False),
+    ],
+)
+def test_a_start_that_cannot_succeed_is_not_tried_again(last: str, final: bool) -> None:
+    """What is wrong with the configuration stays wrong; what another try may mend is left to Serve's tries."""
+    text = (
+        f"A replica failed to start with exception. Retrying 2 more time(s). Error:\nRuntimeError: Traceback:\n{last}"
+    )
+    assert no_use_trying_again(text) is final
+    assert not no_use_trying_again(last), "an error of a replica that runs is another matter"
 
 
 WEEK = 7 * 86_400

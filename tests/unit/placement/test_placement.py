@@ -15,6 +15,7 @@ from cluster.placement import (
     Node,
     check_free_gpu_memory,
     check_free_memory,
+    could_take,
     gpu_memory_gb,
     place,
     static_options,
@@ -210,3 +211,38 @@ def test_options_without_a_node_list() -> None:
     }
     with pytest.raises(Unprocessable, match="node list"):
         static_options(Resources(vram_gb=4))
+
+
+def test_options_that_no_node_can_meet_any_more_are_known() -> None:
+    """After nodes have gone, what a host was deployed with is compared with the nodes that are left."""
+    kept_off = place(Resources(cpus=2), [CPU, H100]).options
+    assert could_take(kept_off, [CPU, H100])
+    assert not could_take(kept_off, [H100])
+    assert not could_take(kept_off, [Node(id="cpu-node", resources={"CPU": 8}, alive=False), H100])
+    share = place(Resources(cpus=1, vram_gb=20), [H100, T4]).options
+    assert could_take(share, [H100])
+    assert not could_take(share, [T4, CPU])
+    typed = place(Resources(cpus=1, vram_gb=10), [T4]).options
+    assert could_take(typed, [T4])
+    assert not could_take(typed, [H100])
+    unlabelled = Node(id="x", resources={"CPU": 4, "GPU": 1})
+    assert not could_take(place(Resources(cpus=1), [CPU, unlabelled]).options, [unlabelled])
+
+
+@given(
+    cpus=st.sampled_from([0.5, 2, 6, 12]),
+    vram=st.sampled_from([None, 5, 20, 60, 100]),
+    accelerator=st.sampled_from([None, "H100", "T4"]),
+    nodes=st.lists(st.sampled_from([CPU, H100, T4, ODD]), min_size=1, max_size=4, unique_by=lambda node: node.id),
+)
+def test_what_is_asked_for_can_be_met_by_the_nodes_that_were_chosen_and_by_no_other_card(
+    cpus: float, vram: float | None, accelerator: str | None, nodes: list[Node]
+) -> None:
+    """Whatever the cluster: Ray's choice by these options is among the nodes that the placement names."""
+    resources = Resources(cpus=cpus, vram_gb=vram, accelerator=accelerator if vram else None)
+    try:
+        placement = place(resources, nodes)
+    except Unprocessable:
+        return
+    able = {node.id for node in nodes if could_take(placement.options, [node])}
+    assert able == set(placement.nodes)
