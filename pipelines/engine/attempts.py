@@ -66,7 +66,8 @@ def queue_unit(core: Core, run: Run, index: int, item: int | None) -> None:
             index=index,
             item=item,
             unit=unit,
-            rank=core.scheduler.rank(core.now, priority),
+            # What ran when the process died was chosen before everything that waited.
+            rank=0.0 if unit.fence else core.scheduler.rank(core.now, priority),
             queue=planned.queue,
             lock=lock,
             lock_limit=planned.lock_limit,
@@ -93,6 +94,7 @@ def start(core: Core, ready: Ready) -> None:
             attempt=unit.attempt + 1,
             fence=fence,
             values=core.values,
+            lock_fence=ready.lock_fence,
         )
     except ValueNeeded as needed:
         unit.waiting = "value"
@@ -119,6 +121,7 @@ def start(core: Core, ready: Ready) -> None:
             item=item,
             iteration=step.iteration,
             lock=ready.lock,
+            lock_fence=ready.lock_fence,
         )
     )
     core.scheduler.start(ready, fence)

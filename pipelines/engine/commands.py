@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from cluster.slots.protocol import Ask
 from pipelines.engine.events import Event
 from pipelines.executor.port import Attempt
 
-__all__ = ["CancelAttempt", "Command", "Decision", "FetchValue", "RunEnded", "StartAttempt"]
+__all__ = ["AskSlot", "CancelAttempt", "Command", "Decision", "FetchValue", "RunEnded", "SlotDone", "StartAttempt"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +47,22 @@ class FetchValue:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AskSlot:
+    """An attempt wants to start and needs slots that all shards share: have it granted, and say so by
+    `Engine.granted`. Only with `EngineLimits.shared`.
+    """
+
+    ask: Ask
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlotDone:
+    """What was asked for under this ticket has ended, or is not wanted any more."""
+
+    ticket: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunEnded:
     """The run is in a final state: tell who waits, queue its webhook, archive its record and evict it when you like."""
 
@@ -53,7 +70,7 @@ class RunEnded:
     state: str
 
 
-Command = StartAttempt | CancelAttempt | FetchValue | RunEnded
+Command = StartAttempt | CancelAttempt | FetchValue | AskSlot | SlotDone | RunEnded
 
 
 @dataclass(slots=True)

@@ -38,6 +38,8 @@ class EngineLimits:
     queues: Mapping[str, int] = field(default_factory=dict)
     ageing_s: float = 60.0
     attempt_grace_s: float = 60.0
+    shared: bool = False
+    """Whether locks and named queues hold over several shards, so that others grant them."""
 
 
 @dataclass(slots=True)
@@ -87,7 +89,10 @@ class Core:
         """Forget everything that recovery rebuilds."""
         limits = self.limits
         self.scheduler = Scheduler(
-            max_running=limits.max_parallel_steps, queues=limits.queues, ageing_s=limits.ageing_s
+            max_running=limits.max_parallel_steps,
+            queues=limits.queues,
+            ageing_s=limits.ageing_s,
+            send=self.command if limits.shared else None,
         )
         self.timers: list[Timer] = []
         self._timer_sequence = 0

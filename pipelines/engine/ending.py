@@ -59,6 +59,7 @@ def _close(core: Core, run: Run, attempts: list[_InFlight], reason: str) -> None
     for index, planned in enumerate(run.plan.steps):
         if planned.items is not None:
             core.feeds.pop((run.id, index), None)
+    core.scheduler.forget(run)
     core.command(RunEnded(run_id=run.id, state=run.state.value))
     stop(core, run, attempts, reason)
     if run.parent is not None:

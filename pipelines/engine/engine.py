@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 
 from cluster.errors import Conflict, CorruptObject, FormatVersionUnsupported, NotFound, Overloaded, Unprocessable
+from cluster.slots.protocol import Grant
 from pipelines.engine import events as ev
 from pipelines.engine import resume as resuming
 from pipelines.engine.attempts import begin_run, child_ended, queue_unit, start, unit_failed, unit_succeeded
@@ -270,6 +271,18 @@ class Engine:
         if state != "open":
             core.unpark(key, probes if state == "half_open" else None)
         return self._decide()
+
+    def granted(self, grants: Iterable[Grant], *, now: float) -> Decision:
+        """What was asked for by `AskSlot` may start. A grant that nobody wants any more is given back."""
+        core = self._begin(now)
+        for grant in grants:
+            core.scheduler.granted(grant.ticket, grant.fence)
+        return self._decide()
+
+    @property
+    def lock_fence(self) -> int:
+        """No lock was ever held here under a higher fence."""
+        return max(self._core.state.fence, self._core.state.lock_fence)
 
     def value_fetched(
         self, sha256: str, value: Any = None, *, now: float, error: Mapping[str, Any] | None = None

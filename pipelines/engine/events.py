@@ -170,7 +170,9 @@ class StepStarted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptStarted:
-    """One try of a step or item. `lock` is the concurrency key that it holds, `child` the nested run doing the work."""
+    """One try of a step or item. `lock` is the concurrency key that it holds, `child` the nested run doing the work.
+    `lock_fence`: under which the arbiter of all shards granted the lock; None where the shard is the only one.
+    """
 
     run_id: str
     step_id: str
@@ -181,6 +183,7 @@ class AttemptStarted:
     iteration: int = 0
     lock: str | None = None
     child: str | None = None
+    lock_fence: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -124,6 +124,7 @@ def build_attempt(
     attempt: int,
     fence: int,
     values: Values,
+    lock_fence: int | None = None,
 ) -> tuple[Attempt, str | None]:
     """The attempt, and the breaker key (`model:NAME`, `host:NAME`) it depends on.
 
@@ -175,6 +176,7 @@ def build_attempt(
         # Equal seeds for all items would give equal samples for equal prompts.
         seed=None if seed is None else seed + (item or 0),
         priority=planned.priority if planned.priority is not None else run.priority,
+        lock_fence=lock_fence,
         inline_bytes=None if step.items is None else item_bytes(len(step.items.states)),
     )
     return made, breaker

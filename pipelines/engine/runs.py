@@ -1,7 +1,7 @@
 """The durable part of memory: runs, their steps, items and attempts, and how they are written down. No decisions.
 
-Only pipelines/engine/state.py changes these objects, and only by events; `waiting` is the one exception: a note for
-people about why something does not run now, forgotten in snapshots.
+Only pipelines/engine/state.py changes these objects, and only by events; `waiting` and `waits_on` are the exception:
+notes for people about why something does not run now, forgotten in snapshots.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _RUN_FIELDS = (
 class Unit:
     """What is tried: a plain step, or one item of a `foreach`. `fence` is that of the attempt in flight, else 0."""
 
-    __slots__ = (*_UNIT_FIELDS, "waiting")
+    __slots__ = (*_UNIT_FIELDS, "waiting", "waits_on")
 
     def __init__(self) -> None:
         self.attempt = 0
@@ -49,6 +49,8 @@ class Unit:
         self.lock: str | None = None
         self.child: str | None = None
         self.waiting: str | None = None
+        self.waits_on: str | None = None
+        """Name of the queue or lock that it waits for."""
 
     def dump(self) -> dict[str, Any]:
         """Fields that are not at their defaults."""

@@ -41,6 +41,8 @@ class State:
         self.latest: dict[str, str] = {}
         self.runs: dict[str, Run] = {}
         self.fence = 0
+        self.lock_fence = 0
+        """The highest that a lock over all shards was granted under here."""
         self.touched: deque[tuple[Run, int]] = deque()
         self._story: deque[ev.Event] = deque(maxlen=_STORY)
         self._apply: dict[type[Any], Callable[[Any], None]] = {
@@ -262,6 +264,8 @@ class State:
                 f"fence {e.fence} of step {e.step_id} is not above {self.fence}, the last one given"
             )
         self.fence = e.fence
+        if e.lock_fence is not None:
+            self.lock_fence = max(self.lock_fence, e.lock_fence)
         self._to(run, index, step, "AttemptStarted")
         if e.item is not None:
             self._item(run, index, step, e.item, "AttemptStarted")
@@ -388,6 +392,7 @@ class State:
         """As JSON."""
         return {
             "fence": self.fence,
+            "lock_fence": self.lock_fence,
             "plans": [
                 {"name": p.name, "digest": p.digest, "spec": p.raw, "bundle": p.bundle, "scripts": p.scripts}
                 for p in self.plans.values()
@@ -404,6 +409,7 @@ class State:
         }
         self.latest = dict(raw["latest"])
         self.fence = int(raw["fence"])
+        self.lock_fence = int(raw.get("lock_fence", 0))
         self.runs = {r["id"]: Run.load(r, self.plan(r["digest"])) for r in raw["runs"]}
         self.touched.clear()
 

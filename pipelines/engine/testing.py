@@ -10,9 +10,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from cluster.slots import Arbiter, Ask, Grant, Holder
 from pipelines.engine import events as ev
 from pipelines.engine.codec import decode, encode
-from pipelines.engine.commands import CancelAttempt, Decision, FetchValue, RunEnded, StartAttempt
+from pipelines.engine.commands import (
+    AskSlot,
+    CancelAttempt,
+    Decision,
+    FetchValue,
+    RunEnded,
+    SlotDone,
+    StartAttempt,
+)
 from pipelines.engine.core import EngineLimits
 from pipelines.engine.engine import Engine
 from pipelines.executor.port import Attempt, Outcome
@@ -34,6 +43,8 @@ class Harness:
 
     `running`: attempts that were started and not ended, by fence. `cancelled`: fences that are to stop (they stay in
     `running` until a test ends them). `fetches`: spilled values asked for. `ended`: final states by run id.
+    With `limits.shared`, an arbiter of two shards grants slots; `rival` is the other shard, which holds what a test has
+    it ask for.
     """
 
     limits: EngineLimits = field(default_factory=EngineLimits)
@@ -51,6 +62,9 @@ class Harness:
     _runs: int = 0
 
     def __post_init__(self) -> None:
+        self.arbiter = Arbiter(epoch=1, shards=2)
+        self.holder, self.rival = Holder(shard=0, life=1), Holder(shard=1, life=1)
+        self._talk(self.rival)
         self.engine = self._new()
         self.mirror = self._new()
 
@@ -76,13 +90,42 @@ class Harness:
                 self.cancelled.add(command.fence)
             elif isinstance(command, FetchValue):
                 self.fetches.append(command.reference)
+            elif isinstance(command, AskSlot):
+                self.holder.ask(command.ask)
+            elif isinstance(command, SlotDone):
+                self.holder.done(command.ticket)
             elif isinstance(command, RunEnded):
                 self.ended[command.run_id] = command.state
         self.engine.check_invariants()
         if self.compare:
             self.mirror.replay(decode(encode(event)) for event in decision.events)
             assert self.mirror.dump() == self.engine.dump(), "the log does not say what was decided"
+        if self.limits.shared:
+            grants = self._talk(self.holder)
+            if grants:
+                self.take(self.engine.granted(grants, now=self.now))
         return decision
+
+    def _talk(self, holder: Holder) -> list[Grant]:
+        """Exchange messages with the arbiter until it knows everything."""
+        grants: list[Grant] = []
+        for _ in range(3):
+            reply = self.arbiter.handle(holder.report())
+            if reply is not None:
+                grants += holder.take(reply)
+        self.arbiter.check()
+        return grants
+
+    def rival_asks(self, ticket: int, *needs: tuple[str, int], rank: float = 0.0) -> bool:
+        """The other shard wants these slots; whether it has them now."""
+        self.rival.ask(Ask(ticket=ticket, rank=rank, needs=needs, about="rival"))
+        return bool(self._talk(self.rival))
+
+    def rival_ends(self, ticket: int) -> None:
+        """The other shard needs them no more."""
+        self.rival.done(ticket)
+        self._talk(self.rival)
+        self.take(Decision())
 
     def register(self, *steps: Mapping[str, Any], name: str = "w", **keys: Any) -> str:
         """A workflow of these steps; returns its digest. A step without `type` is a python_script."""
@@ -164,6 +207,7 @@ class Harness:
             engine.load(first.dump())
             events = events[snapshot_at:]
         engine.replay(events)
+        self.holder = Holder(shard=0, life=self.holder.life + 1, fence=engine.lock_fence)
         if self.compare:
             assert engine.dump() == self.engine.dump(), "recovery lost or invented something"
         self.engine = engine

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pipelines.engine.plan import PlanStep
-from pipelines.engine.runs import Run, Step, Unit
+from pipelines.engine.runs import Items, Run, Step, Unit
 from pipelines.engine.states import StepState
 
 __all__ = ["run_summary", "run_view"]
@@ -104,11 +104,20 @@ def _waiting(planned: PlanStep, step: Step) -> dict[str, Any] | None:
     if planned.type == "approval":
         return {"for": "approval"}
     if step.items is not None:
-        parked = sorted({u.parked for u in step.items.units.values() if u.parked})
-        return {"for": "breaker", "key": parked[0]} if parked else None
+        return _items_waiting(step.items)
     if step.waiting == "delay":
         return {"for": "delay"}
     return _unit_waiting(step.unit) if step.unit is not None else None
+
+
+def _items_waiting(items: Items) -> dict[str, Any] | None:
+    """Of a `foreach`: a breaker that holds items back, or what all of those wait for that could run now."""
+    parked = sorted({u.parked for u in items.units.values() if u.parked})
+    if parked:
+        return {"for": "breaker", "key": parked[0]}
+    if any(unit.fence for unit in items.units.values()):
+        return None
+    return next((reason for u in items.units.values() if (reason := _unit_waiting(u)) is not None), None)
 
 
 def _unit_waiting(unit: Unit) -> dict[str, Any] | None:
@@ -116,6 +125,8 @@ def _unit_waiting(unit: Unit) -> dict[str, Any] | None:
         return None
     if unit.parked is not None:
         return {"for": "breaker", "key": unit.parked}
+    if unit.waiting in ("queue", "lock"):
+        return {"for": unit.waiting, "key": unit.waits_on}
     if unit.retry_at:
         return {"for": "retry", "until": unit.retry_at}
     return {"for": unit.waiting} if unit.waiting is not None else None

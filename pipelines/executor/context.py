@@ -53,7 +53,7 @@ class Context:
         self.step_id = attempt.step_id
         self.item = attempt.item
         self.attempt = attempt.attempt
-        self.fence = attempt.fence
+        self.fence = attempt.fence if attempt.lock_fence is None else attempt.lock_fence
         self.idempotency_key = attempt.idempotency_key
         self.seed = attempt.seed
         self.parameters = dict(attempt.parameters)

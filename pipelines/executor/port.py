@@ -41,6 +41,8 @@ class Attempt:
     resources: Resources = field(default_factory=Resources)
     seed: int | None = None
     priority: int | None = None
+    lock_fence: int | None = None
+    """With a lock across shards: grows with every holder of it, which `fence`, a shard's own number, does not."""
     inline_bytes: int | None = None
     """Bytes of JSON of its result that may be kept in line; None: as the configuration says."""
 

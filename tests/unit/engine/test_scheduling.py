@@ -19,7 +19,7 @@ def test_the_limit_over_all_is_kept() -> None:
     h.register({"id": "a"})
     runs = [h.submit() for _ in range(4)]
     assert len(h.running) == 2
-    assert h.step(runs[3], "a")["waiting"] == {"for": "queue"}
+    assert h.step(runs[3], "a")["waiting"] == {"for": "queue", "key": "default"}
     assert h.state(runs[3]) == "PENDING"
     h.succeed("a")
     assert len(h.running) == 2
@@ -53,19 +53,22 @@ def test_urgent_runs_go_first_and_waiting_ones_rise() -> None:
     assert h.find("a").run_id == low
 
 
-def test_a_lock_is_held_across_runs_and_its_fence_grows(h: Harness) -> None:
+def test_a_lock_is_held_across_runs_and_its_fence_grows(either: Harness) -> None:
     """Two runs that name the same key do not overlap; the later holder has the higher fence."""
+    h = either
     h.register({"id": "a", "concurrency": {"key": "{{input.account}}", "limit": 1}})
     first, second, other = h.submit({"account": "x"}), h.submit({"account": "x"}), h.submit({"account": "y"})
     assert [a.run_id for a in h.running.values()] == [first, other]
-    assert h.step(second, "a")["waiting"] == {"for": "lock"}
+    assert h.step(second, "a")["waiting"] == {"for": "lock", "key": "x"}
     old = h.find("a", run_id=first)
     h.succeed("a", run_id=first)
-    assert h.find("a", run_id=second).fence > old.fence
+    new = h.find("a", run_id=second)
+    assert (new.lock_fence or new.fence) > (old.lock_fence or old.fence)
 
 
-def test_a_lock_is_free_only_when_its_holder_has_stopped(h: Harness) -> None:
+def test_a_lock_is_free_only_when_its_holder_has_stopped(either: Harness) -> None:
     """A cancelled holder that still runs keeps the next one out."""
+    h = either
     h.register({"id": "a", "concurrency": "one"})
     first, second = h.submit(), h.submit()
     h.cancel(first)
@@ -85,13 +88,104 @@ def test_a_lock_waits_for_no_slot_and_a_slot_for_no_lock() -> None:
     assert h.in_flight() == ["a", "b"]
 
 
-def test_a_lock_with_limit_two_lets_two_in(h: Harness) -> None:
+def test_a_lock_with_limit_two_lets_two_in(either: Harness) -> None:
     """`limit` is how many may hold it."""
+    h = either
     h.register({"id": "each", "foreach": [1, 2, 3], "concurrency": {"key": "k", "limit": 2}})
     h.submit()
     assert h.in_flight() == ["each[0]", "each[1]"]
     h.succeed("each", item=0)
     assert h.in_flight() == ["each[1]", "each[2]"]
+
+
+def shared(**limits: Any) -> Harness:
+    return Harness(limits=EngineLimits(shared=True, **limits))
+
+
+def test_a_lock_that_another_shard_holds_is_waited_for() -> None:
+    """The step says so, starts when the other one ends, and its fence is higher than the other's."""
+    h = shared()
+    h.register({"id": "a", "concurrency": "one"})
+    assert h.rival_asks(1, ("lock:one", 1))
+    run = h.submit()
+    assert h.step(run, "a")["waiting"] == {"for": "lock", "key": "one"}
+    h.rival_ends(1)
+    fence = h.find("a").lock_fence
+    assert fence is not None
+    assert fence > 1
+    assert not h.rival_asks(2, ("lock:one", 1))
+    h.succeed("a")
+    assert h.arbiter.view()[0]["held"][0]["by"] == "rival"
+
+
+def test_a_named_queue_is_shared_and_the_default_one_is_not() -> None:
+    """Attempts that need nothing shared ask nobody."""
+    h = shared(queues={"gpu": 2})
+    h.register({"id": "a", "queue": "gpu"}, {"id": "b"})
+    assert h.rival_asks(1, ("queue:gpu", 2))
+    h.submit()
+    second = h.submit()
+    assert h.in_flight() == ["b", "a", "b"]
+    assert h.step(second, "a")["waiting"] == {"for": "queue", "key": "gpu"}
+    h.rival_ends(1)
+    assert h.in_flight() == ["b", "a", "b", "a"]
+
+
+def test_a_run_that_ends_while_it_waits_wants_nothing_more() -> None:
+    """The next of another shard does not wait for it."""
+    h = shared()
+    h.register({"id": "a", "concurrency": "one"})
+    assert h.rival_asks(1, ("lock:one", 1))
+    h.cancel(h.submit())
+    assert [row["waiting"] for row in h.arbiter.view()] == [[]]
+    assert not h.rival_asks(2, ("lock:one", 1))
+    h.rival_ends(1)
+    assert h.arbiter.view()[0]["held"][0]["by"] == "rival"
+
+
+def test_a_parked_step_holds_no_lock() -> None:
+    """It gives its grant back, and asks again when the breaker closes."""
+    h = shared()
+    h.register({"id": "a", "type": "model_inference", "model": "m", "concurrency": "one"})
+    h.take(h.engine.breaker("model:m", "open", now=h.now))
+    run = h.submit()
+    assert h.step(run, "a")["waiting"] == {"for": "breaker", "key": "model:m"}
+    assert h.arbiter.view() == []
+    h.take(h.engine.breaker("model:m", "closed", now=h.now))
+    assert h.in_flight() == ["a"]
+
+
+def test_after_a_crash_what_ran_gets_its_lock_before_what_waits() -> None:
+    """Under a higher fence, so that the thing it protects can refuse what is left of the old attempt."""
+    h = shared()
+    h.register({"id": "a", "concurrency": "one"})
+    first = h.submit()
+    before = h.find("a")
+    h.submit()
+    assert not h.rival_asks(1, ("lock:one", 1), rank=0.5)
+    h.advance(5)
+    h.crash()
+    again = h.find("a", run_id=first)
+    assert before.lock_fence is not None
+    assert again.lock_fence is not None
+    assert again.lock_fence > before.lock_fence
+    assert h.in_flight() == ["a"]
+
+
+def test_fences_go_on_growing_when_a_second_shard_is_added() -> None:
+    """The arbiter starts above what the only shard gave before."""
+    h = Harness()
+    h.register({"id": "a", "concurrency": "one"})
+    for _ in range(3):
+        h.submit()
+        h.succeed("a")
+    h.submit()
+    before = h.find("a").fence
+    h.limits = EngineLimits(shared=True)
+    h.crash()
+    fence = h.find("a").lock_fence
+    assert fence is not None
+    assert fence > before
 
 
 def test_steps_are_parked_while_a_breaker_is_open(h: Harness) -> None:

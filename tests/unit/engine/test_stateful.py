@@ -135,9 +135,12 @@ class Watch(Harness):
 class EngineMachine(RuleBasedStateMachine):
     """Everything that may happen to an engine, in any order."""
 
-    @initialize(data=st.data())
-    def begin(self, data: st.DataObject) -> None:
-        self.h = Watch(limits=EngineLimits(max_parallel_steps=4, queues={"narrow": 1}, attempt_grace_s=10))
+    @initialize(data=st.data(), shared=st.booleans())
+    def begin(self, data: st.DataObject, shared: bool) -> None:
+        limits = EngineLimits(max_parallel_steps=4, queues={"narrow": 1}, attempt_grace_s=10, shared=shared)
+        self.h = Watch(limits=limits)
+        self.rivals: list[int] = []
+        self.rival_tickets = 0
         self.h.take(self.h.engine.register({"name": "inner", "steps": data.draw(workflows())}, now=self.h.now))
         steps = data.draw(workflows(nested="inner"))
         self.h.take(self.h.engine.register({"name": "w", "steps": steps}, now=self.h.now))
@@ -169,6 +172,20 @@ class EngineMachine(RuleBasedStateMachine):
             fences = [e.fence for e in self.h.events(events.AttemptStarted) if (e.run_id, e.step_id, e.item) == unit]
             assert self.crashes
             assert max(f for f in fences if f <= self.before_crash) == attempt.fence
+
+    @precondition(lambda self: self.h.limits.shared)
+    @rule(need=st.sampled_from([("lock:k1", 1), ("lock:k2", 2), ("queue:narrow", 1)]), rank=st.sampled_from([0.0, 1e9]))
+    def another_shard_asks(self, need: tuple[str, int], rank: float) -> None:
+        self.rival_tickets += 1
+        self.rivals.append(self.rival_tickets)
+        self.h.rival_asks(self.rival_tickets, need, rank=rank)
+
+    @precondition(lambda self: self.rivals)
+    @rule(data=st.data())
+    def another_shard_ends(self, data: st.DataObject) -> None:
+        ticket = data.draw(st.sampled_from(self.rivals))
+        self.rivals.remove(ticket)
+        self.h.rival_ends(ticket)
 
     @rule(seconds=st.sampled_from([0.5, 3, 12, 45, 150]))
     def let_time_pass(self, seconds: float) -> None:
@@ -225,6 +242,8 @@ class EngineMachine(RuleBasedStateMachine):
         if not hasattr(self, "h"):
             return
         self.h.take(self.h.engine.breaker("model:m", "closed", now=self.h.now))
+        for ticket in self.rivals:
+            self.h.rival_ends(ticket)
         for _ in range(300):
             self.h.reap()
             while self.h.running:
@@ -237,6 +256,7 @@ class EngineMachine(RuleBasedStateMachine):
         stuck = [self.h.engine.view(r) for r in self.h.engine.run_ids() if self.h.state(r) in ("PENDING", "RUNNING")]
         assert not stuck, stuck
         assert self.h.engine.gauges()["running"] == 0
+        assert self.h.arbiter.view() == [], "a slot is held though nothing runs"
         self.h.crash()
 
 
