@@ -13,7 +13,9 @@ from dataclasses import dataclass
 
 from cluster.config.models import Signature, TensorSpec
 
-__all__ = ["Change", "VersionProblem", "breaking", "changes", "describe", "version_problem"]
+__all__ = ["Change", "VersionProblem", "bare_input", "breaking", "changes", "describe", "version_problem"]
+
+_BARE_BY_TASK = {"chat": "prompt", "embedding": "text"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +32,16 @@ class VersionProblem:
 
     text: str
     wanted: str
+
+
+def bare_input(task: str, signature: Signature | None) -> str | None:
+    """The input that a value without a name is given to: `prompt` of a chat model, `text` of an embedding, else the
+    only one that is required; None when the value needs a name."""
+    name = _BARE_BY_TASK.get(task)
+    if signature is None or (name is not None and name in signature.inputs):
+        return name
+    required = [key for key, spec in signature.inputs.items() if not spec.optional]
+    return required[0] if len(required) == 1 else None
 
 
 def describe(spec: TensorSpec) -> str:

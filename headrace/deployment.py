@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +14,7 @@ from cluster.config.secrets import Secrets
 from cluster.config.wire import to_wire
 from cluster.errors import HeadraceError, InvalidInput, NotFound
 
-__all__ = ["deploy_request", "other_environments", "overrides_of", "staging_evidence", "uncommitted_files"]
+__all__ = ["deploy_request", "engine_of", "other_environments", "overrides_of", "staging_evidence", "uncommitted_files"]
 
 
 def deploy_request(
@@ -43,6 +44,11 @@ def deploy_request(
     if overrides:
         request["overrides"] = [dict(item) for item in overrides]
     return {key: value for key, value in request.items() if value is not None}, warnings
+
+
+def engine_of(config: Config) -> bool | None:
+    """Whether the environment's cluster can run containers; None for a cluster elsewhere, which nobody has asked."""
+    return shutil.which("podman") is not None if config.cluster.address is None else None
 
 
 def overrides_of(names: Sequence[str], reason: str, by: str) -> list[dict[str, str]]:

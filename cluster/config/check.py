@@ -14,7 +14,7 @@ from cluster.config.problems import Problem, closest
 from cluster.config.source import Mark
 from cluster.signature import version_problem
 
-__all__ = ["check_config", "compile_cel", "compile_regex"]
+__all__ = ["Locate", "check_config", "compile_cel", "compile_regex"]
 
 Locate = Callable[..., tuple[Mark, tuple[str, ...]]]
 MAX_EXPRESSION = 4096

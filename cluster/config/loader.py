@@ -9,10 +9,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
-from cluster.config.check import check_config
+from cluster.config.check import Locate, check_config
 from cluster.config.environment import process_environment
 from cluster.config.interpolate import Unset, interpolate, is_secret_key
 from cluster.config.models import Config, ModelConfig
@@ -170,11 +171,32 @@ def _finish(
         config = Config.model_validate(plain(tree))
     except ValidationError as error:
         problems += problems_of(error, tree, Config, more_keys={ModelConfig: VERSION_KEYS})
+        problems += _problems_of_the_rest(plain(tree), error, lambda *path: locate(tree, path))
         raise_for(problems)
         raise
     problems += check_config(config, lambda *path: locate(tree, path))
     raise_for(problems)
     return config, tree
+
+
+def _problems_of_the_rest(raw: dict[str, Any], error: ValidationError, place: Locate) -> list[Problem]:
+    """Mistakes between the parts that are right in themselves, so that all are told at once. Parts that are wrong are
+    left out, and that they are missing is held against nobody."""
+    rest = dict(raw)
+    gone: set[str] = set()
+    for item in error.errors(include_url=False, include_input=False):
+        section, *below = (str(part) for part in item["loc"])
+        if below and isinstance(rest.get(section), dict) and below[0] in raw[section]:
+            rest[section] = {name: value for name, value in rest[section].items() if name != below[0]}
+            gone.add(below[0])
+        else:
+            whole = rest.pop(section, None)
+            gone.update(whole if isinstance(whole, dict) else ())
+    try:
+        problems = check_config(Config.model_validate(rest), place)
+    except ValidationError:
+        return []
+    return [problem for problem in problems if problem.message not in {f"no model {name!r}" for name in gone}]
 
 
 def _read(path: Path) -> tuple[Tree, list[Problem]]:

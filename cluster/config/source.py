@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,12 @@ MAX_NODES = 200_000
 """Aliases can make a small file enormous; past this many values the file is refused."""
 
 _TEXT_TAGS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:timestamp")
+_TAGS = frozenset(
+    {*_TEXT_TAGS, *(f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "seq", "map"))}
+)
+"""What JSON can hold, and dates, which stay text."""
+_OTHER_BASE = re.compile(r"[-+]?(?:0[0-7_]+|0b[01_]+|[1-9][0-9_]*(?::[0-5]?[0-9])+(?:\.[0-9_]*)?)")
+"""Numbers that YAML 1.1 reads in base 8, 2 or 60 (https://yaml.org/type/int.html), as nobody means them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +83,7 @@ class _Builder:
         self.nodes += 1
         if self.nodes > MAX_NODES:
             raise _TooBig
-        standard = node.tag.startswith("tag:yaml.org,2002:") and "python" not in node.tag
-        if not standard:
+        if node.tag not in _TAGS:
             self._problem(node, path, f"the tag {node.tag} is not supported", "write a plain value")
             return Tree(None, mark)
         if isinstance(node, yaml.MappingNode):
@@ -88,7 +94,11 @@ class _Builder:
         if not isinstance(node, yaml.ScalarNode):
             raise TypeError(f"unknown YAML node {type(node).__name__}")
         try:
-            return Tree(_scalar_value(node), mark, bare=node.style is None)
+            value = _scalar_value(node)
+            if node.style is None and type(value) in (int, float) and _OTHER_BASE.fullmatch(node.value):
+                text = f"YAML reads {node.value} as the number {value}"
+                self._problem(node, path, text, f'write {value}, or "{node.value}" for the text')
+            return Tree(value, mark, bare=node.style is None)
         except (ValueError, yaml.YAMLError) as error:
             self._problem(node, path, f"cannot read the value: {error}", None)
             return Tree(None, mark)

@@ -39,20 +39,70 @@ def problems_of(
         elif item["type"] == "string_pattern_mismatch":
             pattern = item.get("ctx", {}).get("pattern", "")
             hint = _PATTERNS.get(pattern)
-            name = next((str(part) for part in reversed(loc) if part != "[key]"), "")
+            name = str(loc[-2]) if loc[-1] == "[key]" else _written(tree, loc)
             message = f"{name!r} is not {hint}" if hint else message
         elif item["type"] == "literal_error":
             message = f"must be one of {item.get('ctx', {}).get('expected', '')}"
+        else:
+            message = _plainly(item["type"], item.get("ctx", {}), message)
         key = (mark.file, mark.line, ".".join(path))
         if key not in found or item["type"] == "extra_forbidden":
             found[key] = Problem(mark.file, mark.line, ".".join(path), message, suggestion)
     return list(found.values())
 
 
+_WORDS = {
+    "model_type": "must be a mapping (`key: value` lines)",
+    "model_attributes_type": "must be a mapping (`key: value` lines)",
+    "dict_type": "must be a mapping (`key: value` lines)",
+    "tuple_type": "must be a list",
+    "list_type": "must be a list",
+    "string_type": "must be text: quote it",
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "greater_than": "must be more than {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be less than {lt}",
+    "less_than_equal": "must be at most {le}",
+    "too_long": "has {actual_length} items; at most {max_length} are allowed",
+    "too_short": "needs at least {min_length} item(s)",
+    "string_too_long": "has more than {max_length} characters",
+    "string_too_short": "must not be empty",
+}
+"""Pydantic's error types (https://docs.pydantic.dev/latest/errors/validation_errors/) in the words of a YAML file."""
+
+
+def _plainly(kind: str, context: dict[str, Any], message: str) -> str:
+    words = _WORDS.get(kind)
+    if words is None:
+        return message
+    return words.format_map(
+        {key: f"{value:g}" if isinstance(value, float) else value for key, value in context.items()}
+    )
+
+
+def _written(tree: Tree, loc: tuple[int | str, ...]) -> str:
+    """The scalar at a place, as it was written."""
+    for element in loc:
+        children = tree.value
+        if isinstance(children, dict) and str(element) in children:
+            tree = children[str(element)]
+        elif isinstance(children, list) and isinstance(element, int) and element < len(children):
+            tree = children[element]
+    return str(tree.value) if not isinstance(tree.value, dict | list) else str(loc[-1])
+
+
 _PATTERNS = {
     r"^\d+\.\d+\.\d+$": "a version: write MAJOR.MINOR.PATCH, such as 1.2.0",
     r"^[a-zA-Z][a-zA-Z0-9_]{0,62}$": "a name: letters, digits and _, at most 63, starting with a letter",
     r"^[0-9a-f]{64}$": "a SHA-256 in hex",
+    r"^[a-zA-Z_][a-zA-Z0-9_]{0,62}$": "a name: letters, digits and _, at most 63, not starting with a digit",
+    r"^[a-zA-Z][a-zA-Z0-9_-]{0,62}$": "a name: letters, digits, _ and -, at most 63, starting with a letter",
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,7 @@ from headrace.cli.context import Json, Shared, shared
 from headrace.cli.output import note, print_json, print_table, say
 
 if TYPE_CHECKING:
+    from cluster.config.models import Config
     from cluster.config.problems import Problem
     from headrace.client import Client
 
@@ -57,13 +59,16 @@ def validate(
 
 
 def _check_paths(state: Shared, paths: list[Path]) -> tuple[list[Problem], list[str], list[str]]:
-    from pipelines.spec.load import WORKFLOW_FILE, known_of, load_folders, workflow_names
+    from headrace.deployment import engine_of
+    from pipelines.spec.load import WORKFLOW_FILE, known_of, load_folders, readable_specs, workflow_names
 
     folders = [path.parent if path.is_file() else path for path in paths]
     try:
         loaded = state.load(unset="keep")
-        beside = (loaded.directory / loaded.config.workflows.dir).glob(f"*/{WORKFLOW_FILE}")
-        known = known_of(loaded.config, workflow_names([*folders, *(file.parent for file in beside)]))
+        beside = [file.parent for file in (loaded.directory / loaded.config.workflows.dir).glob(f"*/{WORKFLOW_FILE}")]
+        names = workflow_names([*folders, *beside])
+        known = known_of(loaded.config, names, has_engine=engine_of(loaded.config))
+        known = replace(known, others=readable_specs(beside))
         hints: list[str] = []
     except HeadraceError as error:
         known, hints = known_of(None), [f"models and queues were not checked: {error.message.splitlines()[0]}"]
@@ -77,7 +82,8 @@ def _check_paths(state: Shared, paths: list[Path]) -> tuple[list[Problem], list[
 
 def _check_environments(state: Shared, every: bool, no_secrets: bool) -> tuple[list[Problem], list[str], list[str]]:
     from cluster.config.loader import ENVIRONMENTS, find_config_dir
-    from pipelines.spec.load import load_workflows
+    from cluster.config.models import WorkflowsConfig
+    from pipelines.spec.load import WORKFLOW_FILE
 
     directory = state.configs or find_config_dir(state.env, Path.cwd())
     there = [name for name in ENVIRONMENTS if (directory / f"{name}.yaml").is_file()]
@@ -92,17 +98,28 @@ def _check_environments(state: Shared, every: bool, no_secrets: bool) -> tuple[l
         except InvalidConfig as error:
             problems += _problems(error)
             checked.append(name)
+            # What is wrong in the workflows themselves can be told all the same.
+            problems += _workflow_problems(directory / WorkflowsConfig().dir, None)
             continue
         checked.append(f"{name} ({len(loaded.config.models)} models, {len(loaded.config.routes)} routes)")
         problems += _check_references(loaded)
-        try:
-            workflows = load_workflows(loaded.directory / loaded.config.workflows.dir, config=loaded.config)
-            if name == chosen:
-                checked.append(f"{len(workflows)} workflows")
-        except InvalidConfig as error:
-            problems += _problems(error)
+        folder = loaded.directory / loaded.config.workflows.dir
+        problems += _workflow_problems(folder, loaded.config)
+        if name == chosen:
+            checked.append(f"{len(list(folder.glob(f'*/{WORKFLOW_FILE}')))} workflows")
         hints += _rule_hints(loaded, state)
     return sorted(set(problems)), checked, hints
+
+
+def _workflow_problems(folder: Path, config: Config | None) -> list[Problem]:
+    from headrace.deployment import engine_of
+    from pipelines.spec.load import load_workflows
+
+    try:
+        load_workflows(folder, config=config, has_engine=None if config is None else engine_of(config))
+    except InvalidConfig as error:
+        return _problems(error)
+    return []
 
 
 def _check_references(loaded: Any) -> list[Problem]:

@@ -91,9 +91,11 @@ def register_folders(client: Client, folders: Sequence[Path] | None, state: Shar
 
 def all_folders(loaded: Loaded) -> list[Path]:
     """The folders of the configuration's workflows, nested ones before those that use them."""
+    from headrace.deployment import engine_of
     from pipelines.spec.load import load_workflows
 
-    found = load_workflows(loaded.directory / loaded.config.workflows.dir, config=loaded.config)
+    folder = loaded.directory / loaded.config.workflows.dir
+    found = load_workflows(folder, config=loaded.config, has_engine=engine_of(loaded.config))
     uses = {name: [step.workflow for step in item.spec.steps if step.workflow in found] for name, item in found.items()}
     return [found[str(name)].folder for name in TopologicalSorter(uses).static_order()]
 

@@ -256,4 +256,5 @@ def _today(core: Core, run: Run) -> Plan | None:
 
 
 def _meant(core: Core, run: Run, plan: Plan, *, named: bool) -> Mapping[str, str] | None:
-    return core.state.meanings() if named or plan.digest != run.digest else None
+    edited = named or plan.digest != run.digest
+    return core.state.meanings() if edited and any(p.type == "workflow" for p in run.plan.steps) else None

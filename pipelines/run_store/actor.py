@@ -7,6 +7,7 @@ import gc
 import logging
 import os
 import random
+import shutil
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -205,7 +206,7 @@ def build_store(config: Config, shard: int, bucket: Bucket, *, on_fatal: Any) ->
             max_nesting=config.limits.max_nesting,
             queues={name: queue.concurrency for name, queue in config.queues.items()},
         ),
-        known=known_of(config),
+        known=known_of(config, has_engine=shutil.which("podman") is not None),
         metrics=RayMetrics(shard),
         on_fatal=on_fatal,
     )

@@ -47,10 +47,12 @@ def with_deployed(known: Known, models: Mapping[str, _Model], routes: Iterable[s
     """`known` (of the configuration at the start) and what was deployed since: workflows may refer to either."""
     if known.models is None:
         return known
-    signatures = dict(known.signatures)
+    signatures, tasks = dict(known.signatures), dict(known.tasks)
     for name, model in models.items():
         newest = max(model.versions, key=lambda version: tuple(map(int, version.split("."))), default=None)
         signature = getattr(model.versions[newest], "signature", None) if newest is not None else None
         if signature is not None:
             signatures[name] = signature
-    return replace(known, models=known.models | frozenset(models) | frozenset(routes), signatures=signatures)
+        tasks[name] = str(getattr(model.config, "task", "generic"))
+    models_now = known.models | frozenset(models) | frozenset(routes)
+    return replace(known, models=models_now, signatures=signatures, tasks=tasks)

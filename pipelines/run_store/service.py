@@ -7,6 +7,7 @@ machinery is in `kernel.py`, what happens on the side in `housekeeping.py`.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import orjson
@@ -237,7 +238,9 @@ class RunStore(RunReader):
         if edited:
             plan_now = engine.plan(engine.view(run_id)["digest"])
             inherit = Definition(spec=plan_now.spec, bundle=plan_now.bundle, scripts=plan_now.scripts)
-            definition = await _stored(read_definition(request, blobs=kernel.blobs, known=self.known, inherit=inherit))
+            definition = await _stored(
+                read_definition(request, blobs=kernel.blobs, known=self._known_now(), inherit=inherit)
+            )
             raw = spec_to_dict(definition.spec)
             digest = definition_digest(raw, definition.bundle, definition.scripts)
             plan = compile_plan(raw, digest=digest, bundle=definition.bundle, scripts=definition.scripts)
@@ -282,7 +285,7 @@ class RunStore(RunReader):
         kernel = self.kernel
         kernel.check_open()
         self._check_accepting()
-        definition = await _stored(read_definition(request, blobs=kernel.blobs, known=self.known))
+        definition = await _stored(read_definition(request, blobs=kernel.blobs, known=self._known_now()))
         digest: list[str | None] = []
 
         def decide() -> Any:
@@ -298,6 +301,11 @@ class RunStore(RunReader):
         return {"name": definition.spec.name, "digest": digest[0], "created": future is not None}
 
     # ---- inside ----
+
+    def _known_now(self) -> Known:
+        """What a definition may refer to: nested workflows are registered before those that call them."""
+        there = {name: plan.spec for name, plan in self.kernel.engine.workflows.items()}
+        return replace(self.known, workflows=frozenset(there), others=there)
 
     def _own_id(self, given: Any) -> str:
         kernel = self.kernel

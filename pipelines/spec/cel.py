@@ -43,6 +43,16 @@ class Expression:
         """Ids of the steps that the expression reads."""
         return frozenset(ref.step for ref in self.refs if ref.step is not None)
 
+    @property
+    def functions(self) -> frozenset[str]:
+        """Names of the functions and macros that it calls, operators aside. They are looked up only when it runs."""
+        return frozenset(name for name in self._program.functions() if name.isidentifier() and name[0] != "_")
+
+    @property
+    def constant(self) -> bool:
+        """Whether it reads nothing, so that its value is known now."""
+        return not self._program.variables()
+
     def evaluate(self, context: Mapping[str, Any], values: Mapping[str, Any] | None = None) -> Any:
         """The value. Raises `ExpressionError`, or `ValueNeeded` when a spilled value must be fetched first."""
         ready = with_resolved(context, self.refs, values or {})

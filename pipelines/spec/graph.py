@@ -16,7 +16,7 @@ from pipelines.spec.models import StepSpec, WorkflowSpec
 from pipelines.spec.templates import compile_template
 from pipelines.spec.values import Ref
 
-__all__ = ["Known", "Problem", "check_workflow", "dependencies", "templates_of"]
+__all__ = ["Known", "Problem", "check_workflow", "dependencies", "references", "templates_of"]
 
 _STEP_FIELDS = ("output", "state", "error", "failed", "chosen")
 _RUN_FIELDS = ("id", "workflow", "attempt")
@@ -68,12 +68,21 @@ def _expressions_of(step: StepSpec) -> Iterator[tuple[tuple[str | int, ...], str
         yield ("loop", "until"), step.loop.until
 
 
-def _refs(step: StepSpec) -> Iterator[tuple[tuple[str | int, ...], Ref]]:
-    for path, value in templates_of(step):
-        for ref in compile_template(value).refs:
-            yield path, ref
-    for path, source in _expressions_of(step):
-        for ref in compile_expression(source).refs:
+def references(step: StepSpec, *, strict: bool = True) -> Iterator[tuple[tuple[str | int, ...], Ref]]:
+    """Every static path that a step's templates and expressions read, with its place in the step.
+
+    Raises `TemplateError` or `ExpressionError` where one does not compile; without `strict` it is passed over.
+    """
+    sources = [(path, value, False) for path, value in templates_of(step)]
+    sources += [(path, source, True) for path, source in _expressions_of(step)]
+    for path, value, is_expression in sources:
+        try:
+            refs = compile_expression(value).refs if is_expression else compile_template(value).refs
+        except HeadraceError:
+            if strict:
+                raise
+            continue
+        for ref in refs:
             yield path, ref
 
 
@@ -85,7 +94,7 @@ def dependencies(spec: WorkflowSpec) -> dict[str, tuple[str, ...]]:
     out: dict[str, tuple[str, ...]] = {}
     for step in spec.steps:
         found = dict.fromkeys(step.depends_on)
-        found.update(dict.fromkeys(ref.step for _, ref in _refs(step) if ref.step is not None))
+        found.update(dict.fromkeys(ref.step for _, ref in references(step) if ref.step is not None))
         out[step.id] = tuple(found)
     return out
 
@@ -250,8 +259,9 @@ def _unknown(
 
 
 def _cycle(edges: Mapping[str, Mapping[str, tuple[str | int, ...]]]) -> Iterator[Problem]:
-    """One problem per cycle found, with the way round it; depth-first without recursion."""
+    """Cycles with the way round each, of which no two share a step; depth-first without recursion."""
     done: set[str] = set()
+    told: set[str] = set()
     for start in edges:
         trail: list[str] = []
         on_trail: set[str] = set()
@@ -271,12 +281,13 @@ def _cycle(edges: Mapping[str, Mapping[str, tuple[str | int, ...]]]) -> Iterator
                 done.add(node)
             elif following in on_trail:
                 way = [*trail[trail.index(following) :], following]
-                yield Problem(
-                    path=edges[node][following],
-                    message=f"the steps wait for each other: {' → '.join(way)} (each waits for the next)",
-                    suggestion="remove one of these references or depends_on entries",
-                )
-                return
+                if told.isdisjoint(way):
+                    yield Problem(
+                        path=edges[node][following],
+                        message=f"the steps wait for each other: {' → '.join(way)} (each waits for the next)",
+                        suggestion="remove one of these references or depends_on entries",
+                    )
+                told.update(way)
             elif following not in done:
                 stack.append((following, iter(edges[following])))
                 trail.append(following)

@@ -5,20 +5,22 @@ Decides nothing about running; `pipelines.spec.check` holds the rules.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from cluster.config.models import Config
+from cluster.config.models import Config, RuleConfig, Signature
 from cluster.config.problems import Problem, closest, raise_for
 from cluster.config.source import Mark, Tree, locate, parse_yaml, plain
 from cluster.config.typing_problems import problems_of
 from cluster.errors import InvalidConfig, NotFound
 from pipelines.executor.bundles import digest_of, pack_folder
-from pipelines.spec.check import Known, check_workflow, child_input_problems, nesting_problems
+from pipelines.spec.check import Known, check_workflow
 from pipelines.spec.models import WorkflowSpec
+from pipelines.spec.nesting import child_input_problems, nesting_problems
+from pipelines.spec.partial import right_part
 
 __all__ = [
     "WORKFLOW_FILE",
@@ -29,6 +31,7 @@ __all__ = [
     "load_workflow",
     "load_workflows",
     "parse_workflow",
+    "readable_specs",
     "workflow_names",
 ]
 
@@ -54,24 +57,58 @@ class WorkflowFile:
     tree: Tree = field(repr=False)
 
 
-def known_of(config: Config | None, workflows: frozenset[str] | None = None) -> Known:
-    """What a workflow may refer to in this environment. Without a configuration, names are not checked."""
+def known_of(
+    config: Config | None, workflows: frozenset[str] | None = None, *, has_engine: bool | None = None
+) -> Known:
+    """What a workflow may refer to in this environment. Without a configuration, names are not checked.
+
+    `has_engine`: whether its cluster can run containers (None: not known here).
+    """
     if config is None:
         return Known(workflows=workflows)
-    signatures = {
-        name: model.signature_of(max(model.versions, key=lambda v: tuple(map(int, v.split(".")))))
-        for name, model in config.models.items()
-    }
+    local = config.cluster.address is None
+    signatures, tasks = _interfaces(config)
     return Known(
         models=frozenset(config.models) | frozenset(config.routes),
-        signatures={name: signature for name, signature in signatures.items() if signature is not None},
+        signatures=signatures,
+        tasks=tasks,
         images={name: image.callable is not None for name, image in config.images.items()},
+        containers=frozenset(name for name, image in config.images.items() if image.container is not None),
+        has_engine=has_engine,
+        cpus=config.cluster.num_cpus if local else None,
+        gpus=config.cluster.num_gpus if local else None,
         queues=frozenset(config.queues),
         workflows=workflows,
         max_foreach_items=config.limits.max_foreach_items,
         max_nesting=config.limits.max_nesting,
         max_parallel_steps=config.limits.max_parallel_steps,
     )
+
+
+def _interfaces(config: Config) -> tuple[dict[str, Signature], dict[str, str]]:
+    """Signature and task of every model whose versions in traffic agree about their inputs, and of every route of
+    rules whose models do."""
+    signatures: dict[str, Signature] = {}
+    tasks: dict[str, str] = {name: model.task for name, model in config.models.items()}
+    for name, model in config.models.items():
+        taken = [version for version, weight in model.traffic.items() if weight > 0 and version in model.versions]
+        newest = max(model.versions, key=lambda version: tuple(map(int, version.split("."))))
+        found = [model.signature_of(version) for version in taken or [newest]]
+        if found[0] is not None and all(other is not None and other.inputs == found[0].inputs for other in found):
+            signatures[name] = found[0]
+    for name, route in config.routes.items():
+        targets = {route.default, *_targets(route.rules)} - {None}
+        agreed = {(tasks.get(target or ""), str(signatures.get(target or ""))) for target in targets}
+        one = next(iter(sorted(map(str, targets))), "")
+        if route.python is None and route.adaptive is None and len(agreed) == 1 and one in signatures:
+            signatures[name], tasks[name] = signatures[one], tasks[one]
+    return signatures, tasks
+
+
+def _targets(rules: Iterable[RuleConfig]) -> Iterable[str | None]:
+    for rule in rules:
+        yield rule.model
+        yield from _targets(rule.rules)
 
 
 def parse_workflow(
@@ -83,7 +120,10 @@ def parse_workflow(
 ) -> WorkflowSpec:
     """The checked spec of one YAML (or JSON) text. `scripts` are the texts of the files beside it by relative name;
     None: they are not looked at. Raises InvalidConfig with all the problems at once."""
-    spec, _, problems = _parse(text, file, scripts, known or Known())
+    known = known or Known()
+    spec, tree, problems = _parse(text, file, scripts, known)
+    if spec is not None:
+        problems += _problems_between({spec.name: spec}, lambda _, *path: locate(tree, ("workflow", *path)), known)
     raise_for(problems)
     if spec is None:
         raise InvalidConfig(f"{file}: no workflow")
@@ -99,18 +139,35 @@ def load_workflow(folder: Path, *, known: Known | None = None) -> WorkflowFile:
     return loaded
 
 
-def load_workflows(directory: Path, *, config: Config | None = None) -> dict[str, WorkflowFile]:
+def load_workflows(
+    directory: Path, *, config: Config | None = None, has_engine: bool | None = None
+) -> dict[str, WorkflowFile]:
     """All the workflows below a directory by name, checked together (nesting, doubles). A missing directory holds none.
+    `has_engine` as for `known_of`.
 
     Raises one InvalidConfig with the problems of all of them.
     """
     folders = sorted(path.parent for path in directory.glob(f"*/{WORKFLOW_FILE}"))
-    return load_folders(folders, known=known_of(config, workflow_names(folders)))
+    return load_folders(folders, known=known_of(config, workflow_names(folders), has_engine=has_engine))
 
 
 def workflow_names(folders: Iterable[Path]) -> frozenset[str]:
     """The names of the workflows in these folders, whether or not they are right otherwise."""
     return frozenset(name for folder in folders if (name := _name_in(folder / WORKFLOW_FILE)))
+
+
+def readable_specs(folders: Iterable[Path]) -> dict[str, WorkflowSpec]:
+    """The workflows in these folders that have the form of one, by name; whatever else is wrong with them."""
+    found = {}
+    for folder in folders:
+        try:
+            text = (folder / WORKFLOW_FILE).read_text(encoding="utf-8")
+            tree, _ = parse_yaml(text, WORKFLOW_FILE)
+            spec = _Document.model_validate(plain(tree)).workflow
+        except (OSError, UnicodeDecodeError, ValidationError):
+            continue
+        found[spec.name] = spec
+    return found
 
 
 def load_folders(folders: Iterable[Path], *, known: Known) -> dict[str, WorkflowFile]:
@@ -137,17 +194,22 @@ def load_folders(folders: Iterable[Path], *, known: Known) -> dict[str, Workflow
                     "give it another name",
                 )
             )
-    problems += nesting_problems(
+    problems += _problems_between(
         {name: loaded.spec for name, loaded in found.items()},
         lambda name, *path: locate(found[name].tree, ("workflow", *path)),
-        max_depth=known.max_nesting,
-    )
-    problems += child_input_problems(
-        {name: loaded.spec for name, loaded in found.items()},
-        lambda name, *path: locate(found[name].tree, ("workflow", *path)),
+        known,
     )
     raise_for(problems)
     return found
+
+
+def _problems_between(
+    specs: Mapping[str, WorkflowSpec], place: Callable[..., tuple[Mark, tuple[str, ...]]], known: Known
+) -> list[Problem]:
+    return [
+        *nesting_problems(specs, place, max_depth=known.max_nesting, others=known.others),
+        *child_input_problems(specs, place, others=known.others),
+    ]
 
 
 def bundle(folder: Path) -> tuple[bytes, str]:
@@ -184,16 +246,55 @@ def _parse(
     if len(text) > MAX_YAML_BYTES:
         return None, Tree({}, Mark(file, 1)), [Problem(file, 1, "", f"longer than {MAX_YAML_BYTES >> 20} MiB")]
     tree, problems = parse_yaml(text, file)
-    if problems:
-        return None, tree, problems
-    if isinstance(tree.value, dict) and "workflow" not in tree.value and "steps" in tree.value:
+    if not isinstance(tree.value, dict) or (problems and not tree.value):
+        return None, tree, problems or [Problem(file, tree.mark.line, "", "a workflow file is a mapping: workflow: …")]
+    if "workflow" not in tree.value and "steps" in tree.value:
         # People send the inner part alone over HTTP; it means the same.
         tree = Tree({"workflow": tree}, tree.mark)
+    problems += _empty_keys(tree)
+    raw = plain(tree)
+    whole: WorkflowSpec | None = None
+    damaged: frozenset[int] = frozenset()
     try:
-        spec = _Document.model_validate(plain(tree)).workflow
+        whole = part = _Document.model_validate(raw).workflow
     except ValidationError as error:
-        return None, tree, problems_of(error, tree, _Document)
-    return spec, tree, check_workflow(spec, lambda *path: locate(tree, ("workflow", *path)), known, scripts, file)
+        problems += problems_of(error, tree, _Document)
+        rest = right_part(raw.get("workflow"))
+        if rest is None:
+            return None, tree, problems
+        part, damaged = rest
+    if known.workflows is not None:
+        known = replace(known, workflows=known.workflows | {part.name})
+    found = check_workflow(part, lambda *path: locate(tree, ("workflow", *path)), known, scripts, file)
+    # What a step's wrong keys may have said is not known: nothing is held against it that they could have mended.
+    unsure = {f"workflow.steps.{index}.{key}" for index in damaged for key in ("id", "run_if", "model")}
+    told = {(problem.file, problem.line, problem.key) for problem in problems}
+    problems += [
+        problem
+        for problem in found
+        if problem.key not in unsure and (problem.file, problem.line, problem.key) not in told
+    ]
+    return (None if problems and whole is None else whole), tree, problems
+
+
+def _empty_keys(tree: Tree) -> list[Problem]:
+    """Keys of the workflow and its steps with nothing behind them: YAML reads them as null, and nobody means that."""
+    workflow = tree.value.get("workflow")
+    mappings: list[tuple[tuple[str, ...], Tree]] = []
+    if workflow is not None and isinstance(workflow.value, dict):
+        mappings.append((("workflow",), workflow))
+    steps = mappings[0][1].value.get("steps") if mappings else None
+    for index, step in enumerate(steps.value if steps is not None and isinstance(steps.value, list) else ()):
+        if isinstance(step.value, dict):
+            mappings.append((("workflow", "steps", str(index)), step))
+    return [
+        Problem(
+            child.mark.file, child.mark.line, ".".join((*path, key)), "the key has no value", "remove it, or fill it in"
+        )
+        for path, mapping in mappings
+        for key, child in mapping.value.items()
+        if child.value is None and key not in ("input", "body", "output")
+    ]
 
 
 def _name_in(file: Path) -> str | None:

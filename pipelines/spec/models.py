@@ -68,6 +68,8 @@ def parse_size(value: Any) -> Any:
 
 
 def _priority(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("a priority is high, normal, low or a number from 0 (urgent) to 9")
     if isinstance(value, str) and not value.isdigit():
         if value not in _LEVELS:
             raise ValueError(f"{value!r} is not a priority: write high, normal, low or a number from 0 (urgent) to 9")
@@ -134,6 +136,8 @@ class ForeachSpec(Strict):
             inner = dict(value["on_failure"])
             if set(inner) == {"threshold"}:
                 return {**value, "on_failure": "threshold", "threshold": inner["threshold"]}
+        if not isinstance(value, Mapping):
+            raise ValueError("write a list, a template such as {{steps.ID.output}}, or {items: …}")
         return value
 
 
@@ -214,7 +218,9 @@ def _timeout(value: Any) -> Any:
 
 
 def _retry(value: Any) -> Any:
-    return {"max_attempts": value} if isinstance(value, int) and not isinstance(value, bool) else value
+    if isinstance(value, bool | str | list):
+        raise ValueError("write how many attempts are made, as in retry: 3, or {max_attempts: 3, …}")
+    return {"max_attempts": value} if isinstance(value, int) else value
 
 
 def _resources(value: Any) -> Any:

@@ -8,11 +8,10 @@ from typing import Any
 
 from cluster.config.models import Signature
 from cluster.errors import InvalidInput
+from cluster.signature import bare_input
 from serve_apps.protocol import BARE_INPUT
 
 __all__ = ["bind"]
-
-_BY_TASK = {"chat": "prompt", "embedding": "text"}
 
 
 def bind(model: str, task: str, signature: Signature | None, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -29,11 +28,8 @@ def bind(model: str, task: str, signature: Signature | None, inputs: Mapping[str
         keys = set().union(*column)
         if all(keys == value.keys() for value in column):
             return {key: [value[key] for value in column] for key in sorted(keys)}
-    name = _BY_TASK.get(task)
-    if name is None or (signature is not None and name not in signature.inputs):
-        required = [] if signature is None else [key for key, spec in signature.inputs.items() if not spec.optional]
-        if len(required) != 1:
-            wanted = ", ".join(sorted(names)) or "named inputs"
-            raise InvalidInput(f"model '{model}' takes {wanted}: give a mapping with these keys as the step's input")
-        name = required[0]
+    name = bare_input(task, signature)
+    if name is None:
+        wanted = ", ".join(sorted(names)) or "named inputs"
+        raise InvalidInput(f"model '{model}' takes {wanted}: give a mapping with these keys as the step's input")
     return {name: list(column)}

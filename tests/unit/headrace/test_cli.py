@@ -360,6 +360,31 @@ def test_validate_lists_every_problem(capsys: Capture, tmp_path: Path) -> None:
     assert (code, len(json.loads(out)["problems"])) == (2, 2)
 
 
+def test_validate_lists_workflows_although_the_environment_is_wrong(capsys: Capture, tmp_path: Path) -> None:
+    """A typing mistake hides neither a wrong name in the same file nor what is wrong in a workflow."""
+    configs = tmp_path / "configs"
+    workflow = configs / "workflows" / "w"
+    workflow.mkdir(parents=True)
+    (configs / "dev.yaml").write_text(
+        "models:\n  m: {provider: pythn, class: 'a:B'}\n"
+        "routes:\n  r: {default: m}\n  s: {default: nobody}\nrouter: {prt: 1}\n"
+    )
+    (workflow / "workflow.yaml").write_text(
+        "workflow:\n  name: w\n  steps:\n    - {id: a, type: approval, depends_on: [b]}\n    - {id: c}\n"
+    )
+    code, _, err = call(capsys, None, "--configs", str(configs), "validate")
+    assert code == 2
+    for line in (
+        "dev.yaml:2: models.m.versions.1.0.0.provider: must be one of",
+        "dev.yaml:5: routes.s.default: no model 'nobody'",
+        "dev.yaml:6: router.prt: unknown key 'prt' (did you mean 'port'?)",
+        "workflow.yaml:4: workflow.steps.0.depends_on.0: there is no step 'b'",
+        "workflow.yaml:5: workflow.steps.1: the key 'type' is missing",
+    ):
+        assert line in err, line
+    assert "routes.r" not in err
+
+
 def test_validate_one_workflow_folder(capsys: Capture) -> None:
     """A folder as argument is checked alone."""
     folder = ROOT / "configs" / "workflows" / "caption_photos"

@@ -85,7 +85,7 @@ def test_shipped_workflows_are_right(name: str) -> None:
         (steps("{id: a, type: python_script, input: '{{item}}'}"), "known only in a step with `foreach`"),
         (steps("{id: a, type: model_inference, model: writr, input: x}"), "did you mean 'writer'?"),
         (steps("{id: a, type: model_inference}"), "needs `model`"),
-        (steps("{id: a, type: model_inference, model: writer, input: {prompt: 5}}"), "not int quote it"),
+        (steps("{id: a, type: model_inference, model: writer, input: {prompt: 5}}"), "not the number 5 quote it"),
         (
             steps("{id: a, type: model_inference, model: writer, input: {prompt: x, mesages: y}}"),
             "did you mean 'messages'?",
