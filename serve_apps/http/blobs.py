@@ -49,10 +49,9 @@ class StoredBlobs:
     async def stream(self, reference: Mapping[str, Any]) -> AsyncIterator[bytes]:
         """The content in chunks, checked against its hash before the first is given."""
         store = self._blobs()
-        parsed = BlobRef.parse(reference)
-        if parsed is None:
-            raise InvalidInput("not a blob reference: it needs $blob")
-        if parsed.size <= SMALL:
+        parsed = _parsed(reference)
+        # Not what the reference says: it may have come from a caller, and decides what is held in memory.
+        if await store.bucket.size(parsed.key) <= SMALL:
             yield await store.get(parsed)
             return
         with tempfile.TemporaryDirectory(prefix="headrace-download-") as folder:
@@ -61,6 +60,10 @@ class StoredBlobs:
             with path.open("rb") as file:
                 while chunk := await asyncio.to_thread(file.read, CHUNK):
                     yield chunk
+
+    async def size(self, reference: Mapping[str, Any]) -> int:
+        """How many bytes the blob has, whatever its reference says. Raises `ObjectNotFound`."""
+        return await self._blobs().bucket.size(_parsed(reference).key)
 
     async def read(self, key: str) -> bytes:
         """A small object that is no blob, such as a log, as it is now."""
@@ -76,3 +79,10 @@ class StoredBlobs:
         if self._store is None:
             self._store = BlobStore(self._open_bucket())
         return self._store
+
+
+def _parsed(reference: Mapping[str, Any]) -> BlobRef:
+    parsed = BlobRef.parse(reference)
+    if parsed is None:
+        raise InvalidInput("not a blob reference: it needs $blob")
+    return parsed

@@ -18,7 +18,8 @@ from pipelines.executor.testing import FakeExecutor
 from pipelines.run_store.testing import StoreFactory, wait_ended
 from serve_apps.http.blobs import StoredBlobs
 from serve_apps.http.problems import install_problem_handlers
-from serve_apps.http.runs import build_router, parse_time, resolve_pointer
+from serve_apps.http.run_answers import parse_time, resolve_pointer, sse_events
+from serve_apps.http.runs import build_router
 from serve_apps.http.runs_gateway import ShardedRunsGateway
 from serve_apps.table import ApiKey, RoutingTable
 
@@ -48,6 +49,10 @@ class Server:
         answer = await self.client.post("/workflows/two/runs", json=body)
         assert answer.status_code == 202, answer.text
         return str(answer.json()["id"])
+
+
+async def once(data: bytes) -> AsyncIterator[bytes]:
+    yield data
 
 
 @pytest.fixture
@@ -181,6 +186,68 @@ async def test_files_become_references_in_the_input(server: Server) -> None:
     assert "a.png" in content.headers["content-disposition"]
 
 
+async def test_a_form_can_name_the_workflows_version(server: Server) -> None:
+    """With files, as without, `version` picks a registered definition and is no part of the input."""
+    files = {"f": ("a.txt", b"1")}
+    unknown = await server.post("/workflows/two/runs", data={"version": "0" * 64}, files=files)
+    assert unknown.status_code == 404, unknown.text
+    digest = (await server.client.get("/workflows/two")).json()["digest"]
+    answer = await server.post("/workflows/two/runs", data={"version": digest}, files=files)
+    assert answer.status_code == 202, answer.text
+    assert "version" not in (await wait_ended(server.store, answer.json()["id"]))["input"]
+
+
+async def output_of(server: Server, value: Any, **query: str) -> httpx.Response:
+    """What a run that passes a value through answers as its output `/b`."""
+    run_id = await server.submitted(input=value)
+    await wait_ended(server.store, run_id)
+    return await server.client.get(f"/runs/{run_id}/output", params={"pointer": "/b", **query})
+
+
+async def test_a_reference_made_by_a_caller_is_not_believed(server: Server) -> None:
+    """Length comes from the bucket, an odd media type becomes octets, and no script of a blob runs in a browser."""
+    stored = await StoredBlobs(open_bucket=lambda: server.bucket).put_stream(
+        once(b"<script>"), media_type="text/html", name=""
+    )
+    page = await output_of(server, {**stored, "size": 3})
+    assert (page.content, page.headers["content-length"]) == (b"<script>", "8")
+    assert page.headers["content-security-policy"] == "sandbox"
+    assert page.headers["x-content-type-options"] == "nosniff"
+    split = await output_of(server, {**stored, "media_type": "text/html\r\nset-cookie: a=b"})
+    assert split.headers["content-type"] == "application/octet-stream"
+    assert "set-cookie" not in split.headers
+    assert (await output_of(server, {**stored, "media_type": "text/x-\u9000"})).status_code == 200
+
+
+async def test_what_only_looks_like_a_reference_is_json(server: Server) -> None:
+    """A value of the user's own with a `$blob` in it comes back as it is; a blob that is gone is a 404."""
+    assert (await output_of(server, {"$blob": "mine"})).json() == {"$blob": "mine"}
+    gone = await output_of(server, {"$blob": "0" * 64, "size": 1})
+    assert (gone.status_code, gone.json()["code"]) == (404, "object_not_found")
+
+
+async def test_a_part_of_a_file_that_claims_to_be_json_is_not_found(server: Server) -> None:
+    """A pointer into a blob that holds no JSON is a 404 and no defect of ours."""
+    stored = await StoredBlobs(open_bucket=lambda: server.bucket).put_stream(once(b"{"), media_type="a/b", name="")
+    server.executor.answers["b"] = Outcome(status="success", output={**stored, "spilled": True})
+    run_id = await server.submitted(input=1)
+    await wait_ended(server.store, run_id)
+    answer = await server.client.get(f"/runs/{run_id}/output", params={"step": "b", "pointer": "/x"})
+    assert answer.status_code == 404, answer.text
+
+
+async def test_numbers_that_python_alone_takes_are_refused(server: Server) -> None:
+    """Digits of other scripts, endless ones, and not-a-number are a caller's mistake, never a defect of ours."""
+    run_id = await server.submitted(input=[1])
+    await wait_ended(server.store, run_id)
+    for number in ("9" * 5000, "\u00b2", "-1"):
+        answer = await server.client.get(f"/runs/{run_id}/events", headers={b"last-event-id": number.encode("latin-1")})
+        assert answer.status_code == 400, answer.text
+    assert (await server.client.get("/runs", params={"since": "nan"})).status_code == 400
+    for pointer in ("/b/\u00b2", "/b/" + "9" * 5000):
+        assert (await server.client.get(f"/runs/{run_id}/output", params={"pointer": pointer})).status_code == 404
+
+
 async def test_a_file_over_the_limit_is_refused(server: Server) -> None:
     """An upload over the limit is 413 and starts nothing."""
     answer = await server.post("/workflows/two/runs", files={"f": ("big.bin", bytes(200_000))})
@@ -230,8 +297,6 @@ async def test_a_quiet_stream_is_kept_alive(server: Server) -> None:
     server.executor.hold("a")
     run_id = await server.submitted(input=1)
     page = await server.store.events(run_id, 0, 0)
-    from serve_apps.http.runs import sse_events
-
     gateway: Any = server.store
     chunks = sse_events(gateway, run_id, 0, page, heartbeat_s=0.01)
     seen = []
@@ -247,7 +312,6 @@ async def test_a_stream_outlives_a_restart_of_the_run_store(server: Server) -> N
     """While the run store is away the stream stays open, and goes on with the next number."""
     run_id = await server.submitted(input=1)
     await wait_ended(server.store, run_id)
-    from serve_apps.http.runs import sse_events
 
     class Restarting:
         calls = 0
@@ -334,11 +398,7 @@ async def test_workflows_are_registered_by_operators(server: Server) -> None:
 async def test_logs_and_outputs_are_streamed(server: Server) -> None:
     """A step's log comes as text from its blob; an output that is not there (yet) is a 404 that says why."""
     blobs = StoredBlobs(open_bucket=lambda: server.bucket)
-
-    async def chunks() -> AsyncIterator[bytes]:
-        yield b"hello from a\n"
-
-    reference = await blobs.put_stream(chunks(), media_type="text/plain", name="log")
+    reference = await blobs.put_stream(once(b"hello from a\n"), media_type="text/plain", name="log")
     server.executor.answers["a"] = Outcome(status="success", output=1, log=reference)
     server.executor.hold("b")
     run_id = await server.submitted(input=1)
