@@ -367,6 +367,12 @@ class LimitsConfig(Strict):
     max_nesting: int = 8
     max_log_kb: int = 1024
     max_output_mb: int = 256
+    share_steps_below_ms: float = Field(
+        default=5.0,
+        ge=0,
+        le=20,
+        description="python steps that take less on average may travel several to a Ray task; 0: never",
+    )
 
 
 class Config(Strict):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from cluster.config.models import Config, ImageConfig, StorageConfig
 from pipelines.executor.script_runner import RunnerLimits
+from pipelines.executor.sharing import SharingRules
 
 __all__ = ["ExecutorSettings"]
 
@@ -18,6 +19,7 @@ class ExecutorSettings:
     `kill_grace_s`: seconds between asking a step to stop and killing its worker. `fixed_size`: the cluster does not
     grow, so a step that fits on no node can be refused at once. `max_batch`, `merge_delay_s`: bounds of a merged
     inference call; `task_bytes`: files over this many bytes in one merged call are read by a task, not by the caller.
+    `sharing`: when short steps travel in one task.
     """
 
     storage: StorageConfig
@@ -31,6 +33,7 @@ class ExecutorSettings:
     merge_delay_s: float = 0.003
     calls_in_flight: int = 4
     task_bytes: int = 1024 * 1024
+    sharing: SharingRules = field(default_factory=SharingRules)
 
     @classmethod
     def from_config(cls, config: Config) -> ExecutorSettings:
@@ -46,4 +49,5 @@ class ExecutorSettings:
                 max_log=config.limits.max_log_kb * 1024,
             ),
             fixed_size=config.cluster.address is None,
+            sharing=SharingRules(short_s=config.limits.share_steps_below_ms / 1000),
         )

@@ -9,7 +9,7 @@ from typing import Any
 from cluster.config.models import ImageConfig, Resources
 from pipelines.executor.errors import ImageUnavailable
 
-__all__ = ["ImagePlan", "NodeShape", "impossible", "plan_image", "task_options"]
+__all__ = ["ImagePlan", "NodeShape", "impossible", "plan_image", "slots", "task_options"]
 
 GIB = 1024**3
 
@@ -93,6 +93,21 @@ def impossible(resources: Resources, nodes: Sequence[NodeShape]) -> str | None:
         for node in nodes[:8]
     )
     return f"the step needs {', '.join(wanted)} on one node; the cluster's nodes have: {have}"
+
+
+def slots(resources: Resources, nodes: Sequence[NodeShape]) -> int:
+    """How many such tasks the nodes run at a time when they do nothing else; at least 1."""
+    needs: dict[str, float] = {"CPU": resources.cpus, "memory": float(resources.memory or 0)}
+    needs["GPU"] = resources.gpus or (1.0 if resources.vram_gb else 0.0)
+    if resources.accelerator:
+        needs[f"accelerator_type:{resources.accelerator}"] = 0.001
+    found = 0
+    for node in nodes:
+        if all(node.labels.get(key) == value for key, value in resources.labels.items() if _plain(value)):
+            ratios = [node.resources.get(name, 0.0) / amount for name, amount in needs.items() if amount]
+            # What needs nothing is bounded by something all the same: a process on each CPU.
+            found += int(min(ratios, default=node.resources.get("CPU", 1.0)) + 1e-9)
+    return max(found, 1)
 
 
 def _plain(value: str) -> bool:

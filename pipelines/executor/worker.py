@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from cluster.config.environment import process_environment
 from cluster.config.models import SecretRef
@@ -15,32 +15,53 @@ from pipelines.executor.interrupts import wake_sleepers_on_interrupt
 from pipelines.executor.models import call_models
 from pipelines.executor.script_runner import ScriptRunner
 from pipelines.executor.settings import ExecutorSettings
+from pipelines.executor.shared_tasks import LateReport
+from pipelines.executor.together import run_together
 from pipelines.executor.wire import decode_attempt, encode_outcome
 from serve_apps.client import ModelClient
 
-__all__ = ["blobs_of", "infer_encoded", "run_encoded", "runner_of"]
+__all__ = ["blobs_of", "infer_encoded", "run_encoded", "run_many_encoded", "runner_of"]
 
-_RUNNERS: dict[int, tuple[ExecutorSettings, ScriptRunner]] = {}
+_RUNNERS: list[tuple[ExecutorSettings, ScriptRunner]] = []
 
 
 def runner_of(settings: ExecutorSettings) -> ScriptRunner:
-    """This process's script runner for an environment; made on first use."""
-    known = _RUNNERS.get(id(settings))
-    if known is None:
-        wake_sleepers_on_interrupt()
-        # What a step logs is its own; Serve tells there about its client. It sets its level when it is imported.
-        logging.getLogger("ray.serve").addFilter(lambda record: record.levelno >= logging.WARNING)
-        # The settings object is kept with its runner, so its id cannot be reused.
-        known = _RUNNERS[id(settings)] = (
-            settings,
-            ScriptRunner(blobs=blobs_of(settings), limits=settings.limits, client_factory=settings.client_factory),
-        )
-    return known[1]
+    """This process's one script runner for an environment; made on first use.
+
+    Each function that Ray brings here has a copy of the settings of its own, so they are compared by value.
+    """
+    for known, runner in _RUNNERS:
+        if known is settings or known == settings:
+            return runner
+    wake_sleepers_on_interrupt()
+    # What a step logs is its own; Serve tells there about its client. It sets its level when it is imported.
+    logging.getLogger("ray.serve").addFilter(lambda record: record.levelno >= logging.WARNING)
+    runner = ScriptRunner(blobs=blobs_of(settings), limits=settings.limits, client_factory=settings.client_factory)
+    _RUNNERS.append((settings, runner))
+    return runner
 
 
 def run_encoded(settings: ExecutorSettings, attempt: bytes) -> bytes:
     """What the Ray task does: one attempt in, its outcome out."""
     return encode_outcome(runner_of(settings).run(*decode_attempt(attempt)))
+
+
+def run_many_encoded(
+    settings: ExecutorSettings,
+    attempts: Sequence[bytes],
+    *,
+    tell: Callable[[LateReport], None],
+    forget: Callable[[], None],
+) -> list[bytes]:
+    """What a shared task does: short attempts in, their outcomes out, see `run_together`."""
+    runner = runner_of(settings)
+    return run_together(
+        attempts,
+        lambda attempt: encode_outcome(runner.run(*decode_attempt(attempt))),
+        hold_s=settings.sharing.hold_s,
+        tell=tell,
+        forget=forget,
+    )
 
 
 def infer_encoded(settings: ExecutorSettings, attempts: Sequence[bytes]) -> list[bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from pipelines.executor.port import Attempt, Outcome
 from pipelines.executor.ray_executor import RayExecutor
 from pipelines.executor.script_runner import RunnerLimits
 from pipelines.executor.settings import ExecutorSettings
+from pipelines.executor.sharing import SharingRules
 from pipelines.executor.worker import blobs_of
 from pipelines.run_store.outbound import OutboundPolicy
 from serve_apps.client import BARE_INPUT, InferRequest, InferResult
@@ -36,6 +38,15 @@ SCRIPTS = {
         "        try:\n            time.sleep(60)\n        except BaseException:\n            pass"
     ),
     "picture.py": "from PIL import Image\ndef main(value): return Image.open(value['photo'].path).size",
+    "short.py": (
+        "import os, time\nfrom pathlib import Path\n"
+        "def main(value):\n"
+        "    if isinstance(value, dict):\n"
+        "        with open(value['mark'], 'a') as file:\n"
+        "            file.write('x')\n"
+        "        os._exit(3) if value['do'] == 'die' else time.sleep(120 if value['do'] == 'hang' else 0)\n"
+        "    return value"
+    ),
     "saves.py": "def main(value, context): return context.save(b'x' * 200_000, name='big.bin')",
 }
 BUNDLE = pack({name: text.encode() for name, text in SCRIPTS.items()})
@@ -57,15 +68,16 @@ class Models:
         ]
 
 
-@pytest.fixture
-async def executor(ray_cluster: Any, tmp_path: Path) -> AsyncIterator[RayExecutor]:
+@contextlib.asynccontextmanager
+async def open_executor(folder: Path, sharing: SharingRules) -> AsyncIterator[RayExecutor]:
     settings = ExecutorSettings(
-        storage=StorageConfig(url=f"file://{tmp_path}/bucket"),
+        storage=StorageConfig(url=f"file://{folder}/bucket"),
         images={
             "local:1": ImageConfig(local=True),
             "callable:1": ImageConfig(callable="builtins:sorted"),
         },
         limits=RunnerLimits(kill_grace_s=1.0, max_log=100_000),
+        sharing=sharing,
     )
     blobs = blobs_of(settings)
     blobs.put_blocking(BUNDLE, media_type="application/zip", name="bundle")
@@ -74,6 +86,21 @@ async def executor(ray_cluster: Any, tmp_path: Path) -> AsyncIterator[RayExecuto
     yield executor
     await executor.close()
     blobs.close()
+
+
+@pytest.fixture
+async def executor(ray_cluster: Any, tmp_path: Path) -> AsyncIterator[RayExecutor]:
+    async with open_executor(tmp_path, SharingRules()) as executor:
+        yield executor
+
+
+@pytest.fixture
+async def sharer(ray_cluster: Any, tmp_path: Path) -> AsyncIterator[RayExecutor]:
+    """An executor that takes the step `short` for a short one, however busy this machine is."""
+    async with open_executor(tmp_path, SharingRules(short_s=60, task_s=600, worth_s=600)) as executor:
+        outcomes = await asyncio.gather(*(executor.run(attempt("short", n, fence=n)) for n in range(8)))
+        assert [outcome.output for outcome in outcomes] == list(range(8))
+        yield executor
 
 
 def attempt(step_id: str, value: Any = None, **more: Any) -> Attempt:
@@ -203,3 +230,32 @@ async def test_inference_steps_are_merged_with_files_as_bytes(executor: RayExecu
     models = executor._client
     assert isinstance(models, Models)
     assert models.sizes == [3]
+
+
+async def test_in_a_shared_task_a_crash_is_one_attempts_own(sharer: RayExecutor, tmp_path: Path) -> None:
+    """The attempt that kills the worker fails alone; its neighbours succeed within the same attempt of theirs."""
+    mark = tmp_path / "mark"
+    inputs: list[Any] = [1, 2, {"mark": str(mark), "do": "die"}, 4, 5]
+    outcomes = await asyncio.gather(*(sharer.run(attempt("short", value, item=n)) for n, value in enumerate(inputs)))
+    assert [outcome.output for outcome in outcomes] == [1, 2, None, 4, 5]
+    assert outcomes[2].error is not None
+    assert outcomes[2].error["code"] == "worker_died"
+    # It was seen to be the one by running it alone: so they did share a task.
+    assert mark.read_text() == "xx"
+
+
+async def test_in_a_shared_task_a_hang_holds_nobody_up(sharer: RayExecutor, tmp_path: Path) -> None:
+    """Neighbours of an attempt that hangs end soon, one cancelled before its turn never runs, and the hanging one,
+    which ran once, is cancelled like any other."""
+    mark, never = tmp_path / "mark", tmp_path / "never"
+    inputs: list[Any] = [1, {"mark": str(mark), "do": "hang"}, {"mark": str(never), "do": "note"}, 4]
+    runs = [asyncio.create_task(sharer.run(attempt("short", value, item=n))) for n, value in enumerate(inputs)]
+    await until(mark.exists)
+    runs[2].cancel()
+    assert [(await runs[n]).output for n in (0, 3)] == [1, 4]
+    assert not runs[1].done()
+    runs[1].cancel()
+    ended = await asyncio.gather(*runs[1:3], return_exceptions=True)
+    assert all(isinstance(error, asyncio.CancelledError) for error in ended)
+    assert mark.read_text() == "x"
+    assert not never.exists()
