@@ -82,7 +82,7 @@ class Gate:
                 caller = authenticate(table, raw, now=self._router.clock.now())
             limit = table.max_body_bytes if not path.startswith(_UPLOADS) else self._max_upload_bytes
             length = headers.get("content-length")
-            if length is not None and length.isdigit() and int(length) > limit:
+            if length is not None and length.isdecimal() and int(length) > limit:
                 raise _too_large(limit, int(length))
             if lane is not None and caller is not None:
                 require_role(caller, "invoke")
