@@ -22,7 +22,7 @@ from cluster.errors import CorruptObject, FormatVersionUnsupported
 from cluster.storage.port import Bucket
 from pipelines.run_store.runids import created_ms, order_key
 
-__all__ = ["FORMAT", "Archive", "ArchiveSegment", "ArchivedRun"]
+__all__ = ["FORMAT", "HOUR_MS", "Archive", "ArchiveSegment", "ArchivedRun", "Collection"]
 
 FORMAT = 1
 _MAGIC = b"HRDONE"
@@ -41,12 +41,14 @@ class ArchivedRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArchiveSegment:
-    """One object of the archive: its key, and the least and greatest ULID in it."""
+    """One object of the archive: its key, the least and greatest ULID in it, and when the last of its runs ended (0:
+    not known, objects of earlier releases)."""
 
     key: str
     low: str
     high: str
     count: int
+    ended: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, for the log and the snapshot."""
@@ -55,7 +57,15 @@ class ArchiveSegment:
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> ArchiveSegment:
         """The inverse of `to_dict`; fields of later releases are ignored."""
-        return cls(key=raw["key"], low=raw["low"], high=raw["high"], count=raw["count"])
+        return cls(key=raw["key"], low=raw["low"], high=raw["high"], count=raw["count"], ended=raw.get("ended") or 0.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Collection:
+    """How many runs were collected in all, and before which time (seconds since the epoch) they had ended."""
+
+    runs: int = 0
+    before: float = 0.0
 
 
 class _Loaded:
@@ -86,6 +96,8 @@ class Archive:
         self._cache: OrderedDict[str, _Loaded] = OrderedDict()
         self._segments: dict[str, list[ArchiveSegment]] = {}
         self._count = 0
+        self.collected = Collection()
+        """What was removed because it was old enough."""
         self.epoch = 0
         """The owner's epoch in the log: objects carry it, so that a zombie never takes a newer owner's for orphans."""
 
@@ -106,6 +118,7 @@ class Archive:
                     low=order_key(chunk[0].summary["id"]),
                     high=order_key(chunk[-1].summary["id"]),
                     count=len(chunk),
+                    ended=max(run.summary.get("finished_at") or 0.0 for run in chunk),
                 )
                 await self._bucket.create(segment.key, _encode(chunk))
                 out.append(segment)
@@ -117,8 +130,45 @@ class Archive:
             self._segments.setdefault(_hour(segment), []).append(segment)
             self._count += segment.count
 
+    @property
+    def segments(self) -> list[ArchiveSegment]:
+        """All objects, oldest hour first."""
+        return [segment for hour in sorted(self._segments) for segment in self._segments[hour]]
+
+    def hour_of(self, segment: ArchiveSegment) -> list[ArchiveSegment]:
+        """The objects of the same hour, itself included."""
+        return list(self._segments.get(_hour(segment), ()))
+
+    def remove(self, keys: Iterable[str], *, runs: int, before: float) -> None:
+        """Take collected objects, which held so many runs that ended `before` this time, out of the manifest."""
+        gone = set(keys)
+        for hour in list(self._segments):
+            kept = [segment for segment in self._segments[hour] if segment.key not in gone]
+            if len(kept) < len(self._segments[hour]):
+                self._count -= sum(segment.count for segment in self._segments[hour] if segment.key in gone)
+                self._segments[hour] = kept
+                if not kept:
+                    del self._segments[hour]
+        for key in gone:
+            self._cache.pop(key, None)
+        self.collected = Collection(runs=self.collected.runs + runs, before=max(self.collected.before, before))
+
+    async def contents(self, segment: ArchiveSegment) -> tuple[list[dict[str, Any]], bytes]:
+        """The rows of an object, and its records one behind the other. Not cached: for passes over everything."""
+        loaded = self._cache.get(segment.key) or _decode(await self._bucket.get(segment.key), segment.key)
+        return loaded.rows, loaded.body
+
     async def find(self, run_id: str) -> bytes | None:
         """The newest record of a run, None when it is not here. Raises `CorruptObject`."""
+        loaded = await self._holder(run_id)
+        return None if loaded is None else loaded.record(run_id)
+
+    async def row(self, run_id: str) -> dict[str, Any] | None:
+        """The newest summary of a run, None when it is not here. Raises `CorruptObject`."""
+        loaded = await self._holder(run_id)
+        return None if loaded is None else loaded.rows[loaded.by_id[run_id]]
+
+    async def _holder(self, run_id: str) -> _Loaded | None:
         key = order_key(run_id)
         try:
             hour = f"{created_ms(key) // HOUR_MS:08d}"
@@ -126,9 +176,9 @@ class Archive:
             return None
         for segment in reversed(self._segments.get(hour, [])):
             if segment.low <= key <= segment.high:
-                record = (await self._load(segment)).record(run_id)
-                if record is not None:
-                    return record
+                loaded = await self._load(segment)
+                if run_id in loaded.by_id:
+                    return loaded
         return None
 
     async def rows(self, *, before: str | None, since: str) -> AsyncIterator[dict[str, Any]]:
@@ -183,9 +233,11 @@ class Archive:
         """The manifest, for a snapshot."""
         return [segment.to_dict() for segments in self._segments.values() for segment in segments]
 
-    def restore(self, state: Iterable[Mapping[str, Any]]) -> None:
-        """Take a snapshot's manifest."""
+    def restore(self, state: Iterable[Mapping[str, Any]], collected: Sequence[float] | None = None) -> None:
+        """Take a snapshot's manifest, and how many runs were collected before which time."""
         self._segments, self._count = {}, 0
+        runs, before = collected or (0, 0.0)
+        self.collected = Collection(runs=int(runs), before=before)
         self.add(ArchiveSegment.from_dict(raw) for raw in state)
 
     async def _load(self, segment: ArchiveSegment) -> _Loaded:

@@ -206,15 +206,21 @@ class RunReader:
         async for archived in kernel.memory.archive.rows(before=before, since=since):
             key = order_key(archived["id"])
             while position < len(live) and order_key(live[position]) > key:
-                if live[position] in kernel.engine:
-                    yield kernel.engine.summary(live[position])
+                if (row := await self._row(live[position])) is not None:
+                    yield row
                 position += 1
             if position < len(live) and order_key(live[position]) == key:
                 continue
             yield archived
         for run_id in live[position:]:
-            if run_id in kernel.engine:
-                yield kernel.engine.summary(run_id)
+            if (row := await self._row(run_id)) is not None:
+                yield row
+
+    async def _row(self, run_id: str) -> dict[str, Any] | None:
+        """The summary of a run that was in memory when a list began, and may have gone to the archive since."""
+        if run_id in self.kernel.engine:
+            return self.kernel.engine.summary(run_id)
+        return await self.kernel.memory.archive.row(run_id)
 
     def _finish_view(self, view: dict[str, Any]) -> dict[str, Any]:
         """The engine's view plus what the run store knows; what it attached for itself is not shown."""

@@ -130,7 +130,7 @@ class Owner:
         assert task.done(), f"{self.process.name} gave no answer within {within_s:g} s"
         return task.result()
 
-    async def ended(self, run_id: str, *, within_s: float = 300.0) -> dict[str, Any]:
+    async def ended(self, run_id: str, *, within_s: float = 60.0) -> dict[str, Any]:
         """The run's view once it has ended."""
         for _ in range(int(within_s / 0.1)):
             view = await self.ask(self.store.get(run_id))
@@ -150,9 +150,18 @@ class Scene:
     owners: list[Owner] = field(default_factory=list)
 
     async def owner(
-        self, *, settings: StoreSettings = SETTINGS, limits: EngineLimits | None = None, log: LogOptions | None = None
+        self,
+        *,
+        settings: StoreSettings = SETTINGS,
+        limits: EngineLimits | None = None,
+        log: LogOptions | None = None,
+        crash_at: int | None = None,
+        freeze_at: int | None = None,
     ) -> Owner:
-        """Start the next owner in its own process; the ones before are fenced, or dead, or do not know yet."""
+        """Start the next owner in its own process; the ones before are fenced, or dead, or do not know yet.
+
+        One that is told to end while it starts is given back as it is.
+        """
         number = len(self.owners) + 1
         clock = LoopClock(self.loop)
         hand = Hand(self.world, f"owner-{number}")
@@ -169,12 +178,18 @@ class Scene:
             webhook_policy=OutboundPolicy(open_world=True),
             settings=settings,
             engine_limits=limits,
-            log_options=log or LogOptions(offload=inline, pending_bytes=1 << 40),
+            log_options=log or LogOptions(offload=inline, collect=False),
             on_fatal=fatal.append,
         )
-        owner = Owner(Process(hand.owner), store, fatal)
+        process = Process(hand.owner, crash_at=crash_at, freeze_at=freeze_at, freeze_s=60.0)
+        owner = Owner(process, store, fatal)
         self.owners.append(owner)
-        await owner.ask(store.start())
+        starting = owner.begin(store.start())
+        await asyncio.wait([starting], timeout=10.0)
+        if starting.done():
+            starting.result()
+        else:
+            assert not process.alive or process.frozen, "it does not start"
         return owner
 
     def trip(

@@ -1,120 +1,47 @@
-"""One simulated history of a whole run store: clients, steps, owners that crash or freeze, a bucket that misbehaves."""
+"""One simulated history of a whole run store: clients, steps, owners that crash or freeze, a bucket that misbehaves.
+
+It has one or two shards, each with owners of its own, behind the gateway that the HTTP surface uses. What the clients
+do is in `store_clients.py`, what the world around it checks in `store_world.py`.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import random
 from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping
 from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Any
 
-from cluster.errors import HeadraceError
+from cluster.errors import HeadraceError, Unavailable
 from cluster.log import LogOptions
 from cluster.simulation import LoopClock, Process, SeededIds, SimLoop, simulate
 from cluster.storage.testing import Faults, MemoryBucket
 from pipelines.engine.core import EngineLimits
-from pipelines.executor.port import Attempt, Outcome
 from pipelines.run_store.outbound import OutboundPolicy
 from pipelines.run_store.service import RunStore
 from pipelines.run_store.settings import StoreSettings
-from pipelines.run_store.webhooks import SendResult, WebhookSigner
+from pipelines.run_store.webhooks import WebhookSigner
 from pipelines.verify.reading import verify_bucket
 from pipelines.verify.report import Report
+from serve_apps.http.runs_gateway import ShardedRunsGateway
 from tests.simulation.log_history import inline
+from tests.simulation.store_clients import Client
+from tests.simulation.store_workflows import GROUPS, MODEL, NARROW, WORKFLOWS
+from tests.simulation.store_world import Recorder, World, WorldExecutor, WorldSender
 
-ENDED = ("SUCCESS", "FAILED", "CANCELLED")
-
-
-def script(step_id: str, **more: Any) -> dict[str, Any]:
-    """A python_script step."""
-    return {"id": step_id, "type": "python_script", **more}
-
-
-RETRY = {"max_attempts": 3, "initial_interval": 0.5, "jitter": 0.2}
-WORKFLOWS: dict[str, dict[str, Any]] = {
-    "chain": {
-        "steps": [script("a"), script("b", input="{{steps.a.output}}", retry=RETRY), script("c", depends_on=["b"])]
-    },
-    "fan": {
-        "steps": [
-            script("list"),
-            script("each", depends_on=["list"], foreach={"items": [1, 2, 3, 4, 5], "max_parallel": 2}, retry=RETRY),
-            script("join", depends_on=["each"], run_if="all_done"),
-        ]
-    },
-    "mixed": {
-        "steps": [
-            script("a", on_error="continue", retry=RETRY, timeout=5),
-            script("rounds", depends_on=["a"], loop={"max_iterations": 3}, retry=RETRY),
-            script("sorry", depends_on=["rounds"], run_if="any_failed"),
-            script("locked", depends_on=["a"], concurrency={"key": "one", "limit": 1}, delay=0.2),
-        ]
-    },
-    "parent": {
-        "steps": [{"id": "child", "type": "workflow", "workflow": "chain"}, script("end", depends_on=["child"])]
-    },
-}
+__all__ = ["StoreHistory"]
 
 
 @dataclass
-class World:
-    """What happened outside the run store, whoever owned it."""
+class Shard:
+    """Who owns one shard now, or is believed to."""
 
-    draw: random.Random
-    loop: SimLoop
-    starts: list[tuple[str, Attempt]] = field(default_factory=list)
-    newest: Process | None = None
-    fences: set[int] = field(default_factory=set)
-    cancelled: set[str] = field(default_factory=set)
-    """Runs whose cancel was acknowledged."""
-    messages: Counter[str] = field(default_factory=Counter)
-    """Webhook deliveries by message id."""
-    late: list[str] = field(default_factory=list)
-
-
-@dataclass
-class WorldExecutor:
-    """Steps take time, fail, hang and are done by workers that outlive the owner."""
-
-    world: World
-    process: Process
-    fail: float
-
-    async def run(self, attempt: Attempt) -> Outcome:
-        """A few milliseconds to a minute; each attempt has its own output, so that a second result would be seen."""
-        world, draw = self.world, self.world.draw
-        world.starts.append((self.process.name, attempt))
-        if attempt.fence in world.fences:
-            world.late.append(f"fence {attempt.fence} was given twice: a worker cannot tell which attempt is newer")
-        world.fences.add(attempt.fence)
-        # A zombie may act on what it was told before it was replaced: its results are refused, its starts cannot be.
-        if attempt.run_id in world.cancelled and self.process is world.newest:
-            world.late.append(f"{attempt.step_id} of {attempt.run_id} was started after its cancel was acknowledged")
-        await asyncio.sleep(60.0 if draw.random() < 0.02 else draw.uniform(0.001, 0.3))
-        if draw.random() < self.fail:
-            return Outcome(status="failed", error={"code": "step_error", "message": "no", "retryable": True})
-        return Outcome(status="success", output={"fence": attempt.fence})
-
-    async def close(self) -> None:
-        return None
-
-
-@dataclass
-class WorldSender:
-    """Receivers that mostly answer."""
-
-    world: World
-
-    async def post(self, url: str, headers: Mapping[str, str], body: bytes, *, now: float) -> SendResult:
-        await asyncio.sleep(0.01)
-        self.world.messages[headers["webhook-id"]] += 1
-        return SendResult(status=200 if self.world.draw.random() < 0.7 else 503)
-
-    async def close(self) -> None:
-        return None
+    number: int
+    store: RunStore | None = None
+    process: Process = field(default_factory=lambda: Process("none"))
 
 
 @dataclass
@@ -125,23 +52,26 @@ class StoreHistory:
     crash_first_at: int | None = None
     objects: dict[str, bytes] = field(default_factory=dict)
     acknowledged: dict[str, str] = field(default_factory=dict)
-    """Idempotency key to the run id that was answered."""
-    seen: dict[tuple[str, str], Any] = field(default_factory=dict)
-    """(run id, step id) to the committed output that a client was shown."""
+    """Idempotency key (or run id, where there was none) to the run id that was answered."""
     first: Process | None = None
     counts: Counter[str] = field(default_factory=Counter)
     report: Report | None = None
 
     def run(self) -> StoreHistory:
         """Play it to the end."""
+        draw = self._draw = random.Random(self.seed)
+        self.shards = [Shard(number) for number in range(draw.choice([1, 1, 2]))]
+        self.group = draw.choice(GROUPS)
+        self._knows = draw.random() < 0.8  # otherwise a client registers the workflows, under all the faults
+        if self._knows:
+            self.objects.update(_registered(len(self.shards), self.group))
         simulate(self._main)
         return self
 
     async def _main(self, loop: SimLoop) -> None:
-        draw = self._draw = random.Random(self.seed)
+        draw = self._draw
         self._loop, self._clock = loop, LoopClock(loop)
         self._ids = SeededIds(self._clock, random.Random(draw.random()))
-        self._world = World(random.Random(draw.random()), loop)
         self._faults = Faults(
             random.Random(draw.random()),
             latency_s=(0.001, draw.choice([0.002, 0.03])),
@@ -149,80 +79,122 @@ class StoreHistory:
             lost_answer=draw.choice([0.0, 0.05, 0.2]),
             slow=draw.choice([0.0, 0.02]),
         )
-        self._fail = draw.choice([0.0, 0.1, 0.4])
+        self.world = World(random.Random(draw.random()), fail=draw.choice([0.0, 0.1, 0.4]))
+        self._lost_calls = draw.choice([0.0, 0.0, 0.1])
         self._collect = draw.random() < 0.6
-        self._store: RunStore | None = None
-        self._process = Process("none")
-        self._calm = False
         self._defects: list[BaseException] = []
-        supervisor = asyncio.create_task(self._supervise())
-        clients = [asyncio.create_task(self._client(number)) for number in range(draw.randint(1, 4))]
-        supervisor.add_done_callback(lambda _: [client.cancel() for client in clients])
-        done, stuck = await asyncio.wait(clients, timeout=4000, return_when=asyncio.FIRST_EXCEPTION)
-        if supervisor.done():
-            supervisor.result()
-        for task in done:
+        self.gateway = ShardedRunsGateway(call=self.call, shards=len(self.shards), ids=self._ids)
+        self.registered = asyncio.Event()
+        if self._knows:
+            self.registered.set()
+        supervisors = [asyncio.create_task(self._supervise(shard)) for shard in self.shards]
+        breakers = asyncio.create_task(self._control(random.Random(draw.random())))
+        clients = [
+            Client(self, number, registers=number == 0 and not self._knows) for number in range(draw.randint(1, 4))
+        ]
+        playing = [asyncio.create_task(client.play()) for client in clients]
+        for supervisor in supervisors:
+            supervisor.add_done_callback(lambda _: [task.cancel() for task in playing])
+        done, stuck = await asyncio.wait(playing, timeout=4000, return_when=asyncio.FIRST_EXCEPTION)
+        for task in [task for task in supervisors if task.done()] + list(done):
             task.result()
-        assert not stuck, f"{len(stuck)} clients still wait for their runs after an hour: {await self._states()}"
-        supervisor.cancel()
+        assert not stuck, f"{len(stuck)} clients still wait for their runs after an hour: {self._states()}"
+        await clients[0].list_all()
+        await self._end([*supervisors, breakers])
+
+    async def _end(self, tasks: list[asyncio.Task[None]]) -> None:
+        """Everything stops; what the bucket holds then is judged."""
+        for task in tasks:
+            task.cancel()
         assert not self._defects, self._defects[0]
-        assert not self._world.late, self._world.late[0]
-        self._process.crash()
+        assert not self.world.wrong, self.world.wrong[0]
         self._faults.enabled = False
+        for shard in self.shards:
+            await shard.process.spawn(self._check_messages(shard))
+            shard.process.crash()
         self.report = await verify_bucket(MemoryBucket(self.objects), acknowledged=self.acknowledged.values())
         assert self.report.ok, self.report.violations[0]
-        self.counts["starts"] = len(self._world.starts)
+        self.counts["starts"] = self.world.starts
         self.counts["runs"] = len(self.acknowledged)
+        self.counts["shards"] = len(self.shards)
 
-    async def _states(self) -> str:
-        if self._store is None:
-            return "no owner"
-        return str({run: self._store.kernel.engine.view(run)["state"] for run in self._store.kernel.engine.run_ids()})
+    async def _check_messages(self, shard: Shard) -> None:
+        """Every end that was to be told has reached its receiver, or still stands in the outbox."""
+        store = shard.store
+        assert store is not None
+        for run_id in self.acknowledged.values():
+            if not run_id.startswith(f"run-{shard.number}-"):
+                continue
+            view = await store.get(run_id)
+            shown = view.get("webhook")
+            if shown is None:
+                continue
+            told = self.world.told.get(run_id, set())
+            if shown["state"] == "delivered":
+                assert any(message in self.world.delivered for message, _ in told), f"nobody was told of {run_id}"
+                assert (max(told), view["state"]) in [(one, one[1]) for one in told], f"{run_id} told otherwise"
+            else:
+                assert shown["state"] == "pending", shown
+
+    def _states(self) -> str:
+        found = {}
+        for shard in self.shards:
+            engine = shard.store.kernel.engine if shard.store is not None else None
+            found.update({run: engine.view(run) for run in engine.run_ids()} if engine is not None else {})
+        return str({run: view for run, view in found.items() if view["state"] in ("PENDING", "RUNNING")})
+
+    def new_id(self) -> str:
+        """A ULID, for callers that choose the ids of their runs."""
+        return self._ids.ulid()
 
     # ---- owners ----
 
-    async def _supervise(self) -> None:
+    async def _supervise(self, shard: Shard) -> None:
         """Ray's part: start an owner, and another one when it is dead, or is believed to be."""
-        for number in range(self._draw.randint(2, 5)):
-            fate = self._draw.random()
-            crash = self._draw.randint(1, 700) if fate < 0.55 else None
-            freeze = self._draw.randint(1, 700) if 0.55 <= fate < 0.85 else None
-            if number == 0 and self.crash_first_at is not None:
-                crash, freeze = self.crash_first_at, None
+        draw = random.Random(self._draw.random())
+        for number in range(draw.randint(2, 5)):
+            fate = draw.random()
             process = Process(
-                f"owner-{number}", crash_at=crash, freeze_at=freeze, freeze_s=self._draw.choice([0.1, 5.0, 60.0])
+                f"owner-{shard.number}-{number}",
+                crash_at=draw.randint(1, 700) if fate < 0.55 else None,
+                freeze_at=draw.randint(1, 700) if 0.55 <= fate < 0.85 else None,
+                freeze_s=draw.choice([0.1, 5.0, 60.0]),
             )
+            if number == 0 and self.crash_first_at is not None:
+                process.crash_at, process.freeze_at = self.crash_first_at, None
             self.first = self.first or process
-            await self._own(process)
-            await self._gone(process, self._draw.choice([1.0, 5.0, 30.0]))
-        self._faults.unavailable = self._faults.lost_answer = self._faults.slow = 0.0
-        self._calm = True
+            await self._own(shard, process, draw)
+            await self._gone(process, draw)
+        self._faults.unavailable = self._faults.lost_answer = self._faults.slow = self._lost_calls = 0.0
+        self.world.calm = True
+        calm = 0
         while True:
-            process = Process("calm")
-            await self._own(process)
-            await self._gone(process, 1e9)
+            calm += 1
+            process = Process(f"calm-{shard.number}-{calm}")
+            await self._own(shard, process, draw)
+            await self._gone(process, None)
 
-    async def _own(self, process: Process) -> None:
-        self._world.newest = process
-        bucket = MemoryBucket(self.objects, self._faults, network=Context())
+    async def _own(self, shard: Shard, process: Process, draw: random.Random) -> None:
+        self.world.newest[shard.number] = process
+        bucket = Recorder(self.objects, self._faults, network=Context(), world=self.world)
         store = RunStore(
-            shard=0,
+            shard=shard.number,
             bucket=bucket,
-            executor=WorldExecutor(self._world, process, self._fail),
+            executor=WorldExecutor(self.world, process, bucket),
             clock=self._clock,
             ids=self._ids,
-            random=random.Random(self._draw.random()).random,
-            sender=WorldSender(self._world),
+            random=random.Random(draw.random()).random,
+            sender=WorldSender(self.world),
             signer=WebhookSigner(secret=None),
             webhook_policy=OutboundPolicy(open_world=True),
             settings=StoreSettings(
-                snapshot_every=self._draw.choice([10, 40, 2000]),
+                snapshot_every=draw.choice([10, 40, 2000]),
                 archive_batch=3,
-                archive_after_s=self._draw.choice([0.5, 60.0]),
-                watch_owner_s=0.5,
+                archive_after_s=draw.choice([2.0, 60.0]),
+                watch_owner_s=draw.choice([0.5, 5.0]),
                 durable_timeout_s=5.0,
             ),
-            engine_limits=EngineLimits(max_parallel_steps=self._draw.choice([2, 256])),
+            engine_limits=EngineLimits(max_parallel_steps=draw.choice([2, 256]), queues={NARROW: 1}),
             log_options=LogOptions(offload=inline, parallel_reads=4, collect=self._collect, pending_bytes=1 << 40),
             on_fatal=lambda error: self._fatal(process, error),
         )
@@ -231,14 +203,12 @@ class StoreHistory:
             await asyncio.wait([starting], timeout=1.0)
             if process.frozen:
                 break
-        if starting.done():
-            error = starting.exception()
-            if error is not None:
-                if not (isinstance(error, HeadraceError) and error.retryable):
-                    self._defects.append(error)
-                process.crash()
-                return
-        self._store, self._process = store, process
+        if starting.done() and (error := starting.exception()) is not None:
+            if not (isinstance(error, HeadraceError) and error.retryable):
+                self._defects.append(error)
+            process.crash()
+            return
+        shard.store, shard.process = store, process
 
     def _fatal(self, process: Process, error: BaseException) -> None:
         """The actor ends its process when its store may not go on."""
@@ -247,91 +217,81 @@ class StoreHistory:
         self.counts[f"ended {getattr(error, 'code', type(error).__name__)}"] += 1
         self._loop.call_soon(process.crash, context=Context())
 
-    async def _gone(self, process: Process, patience_s: float) -> None:
-        """Until the process is dead or frozen and that was noticed, or patience ends."""
+    async def _gone(self, process: Process, draw: random.Random | None) -> None:
+        """Until the process is dead or frozen and that was noticed, or patience (which a calm world has) ends."""
         ended = asyncio.Event()
         process.on_end = ended.set
         if process.alive and not process.frozen:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(patience_s):
+                async with asyncio.timeout(1e9 if draw is None else draw.choice([1.0, 5.0, 30.0])):
                     await ended.wait()
         self.counts["crashed"] += not process.alive
         self.counts["frozen"] += process.frozen
-        await asyncio.sleep(self._draw.choice([0.0, 0.5]))
+        await asyncio.sleep(0.0 if draw is None else draw.choice([0.0, 0.5]))
 
-    # ---- clients ----
+    async def _control(self, draw: random.Random) -> None:
+        """The control plane's part: what it says of the model's breaker; in the end that it is closed."""
+        while not self.world.calm:
+            await asyncio.sleep(draw.choice([0.2, 2.0, 10.0]))
+            state = draw.choice(["open", "half_open", "closed"])
+            await self._say(state)
+            self.counts[f"breaker {state}"] += 1
+        while True:  # it repeats itself, as it does to every owner that follows its table
+            await self._say("closed")
+            await asyncio.sleep(20.0)
 
-    async def _call(self, work: Callable[[RunStore], Coroutine[Any, Any, Any]], timeout_s: float = 8.0) -> Any:
-        """Ask whoever is believed to own the store; None when no answer came."""
-        store, process = self._store, self._process
+    async def _say(self, state: str) -> None:
+        for shard in self.shards:
+            store = shard.store
+            if store is None or not shard.process.alive or shard.process.frozen:
+                continue
+
+            async def tell(store: RunStore = store) -> None:
+                with contextlib.suppress(HeadraceError):
+                    store.set_breaker(f"model:{MODEL}", state)
+
+            await asyncio.wait([shard.process.spawn(tell())], timeout=1.0)
+
+    # ---- calls ----
+
+    async def call(self, shard: int, method: str, args: tuple[Any, ...], *, timeout_s: float) -> Any:
+        """Ask whoever is believed to own the shard. Raises `Unavailable` when no answer comes, or it was lost."""
+        asked = self.shards[shard]
+        store, process = asked.store, asked.process
         if store is None or not process.alive:
             await asyncio.sleep(0.3)
-            return None
-        task = process.spawn(work(store))
-        await asyncio.wait([task], timeout=timeout_s)
-        if not task.done() or not process.alive:
-            return None
-        if (error := task.exception()) is not None:
-            if isinstance(error, HeadraceError) and (error.retryable or error.status in (404, 409)):
-                await asyncio.sleep(0.3)
-                return error
-            raise error
+            raise Unavailable("nobody is there")
+        task = process.spawn(getattr(store, "list_runs" if method == "list" else method)(*args))
+        await asyncio.wait([task], timeout=min(timeout_s, 30.0 if self.world.calm else 8.0))
+        if not task.done() or not process.alive or self._draw.random() < self._lost_calls:
+            raise Unavailable("no answer")
         return task.result()
 
-    async def _client(self, number: int) -> None:
-        draw = random.Random(f"{self.seed}/{number}")
-        request: dict[str, Any]
-        for name, steps in WORKFLOWS.items() if number == 0 else ():
-            request = {"workflow": {"name": name, **steps}}
-            while not isinstance(await self._call(lambda s, r=request: s.register(r)), dict):
-                pass
-        for turn in range(draw.randint(1, 4)):
-            key = f"{number}/{turn}"
-            request = {
-                "workflow": draw.choice(list(WORKFLOWS)),
-                "input": {"n": turn},
-                "idempotency_key": key,
-                "webhook": {"url": "http://hooks.test/x"} if draw.random() < 0.5 else None,
-            }
-            answer: Any = None
-            while not isinstance(answer, dict):
-                answer = await self._call(lambda s, r=request: s.submit(r))
-            run_id = str(answer["id"])
-            assert self.acknowledged.setdefault(key, run_id) == run_id
-            if draw.random() < 0.3:
-                again = await self._call(lambda s, r=request: s.submit(r))
-                assert not isinstance(again, dict) or again["id"] == run_id, "one key, two runs"
-            if draw.random() < 0.25:
-                await asyncio.sleep(draw.uniform(0.0, 1.0))
-                await self._cancel(run_id)
-                if draw.random() < 0.5:
-                    self._world.cancelled.discard(run_id)
-                    await self._call(lambda s, r=run_id: s.resume(r, {}))
-            if draw.random() < 0.7:
-                await self._follow(run_id)
-        for run_id in [run for key, run in self.acknowledged.items() if key.startswith(f"{number}/")]:
-            view = await self._follow(run_id)
-            if view["state"] == "FAILED" and draw.random() < 0.5:
-                await self._call(lambda s, r=run_id: s.resume(r, {}))
-                await self._follow(run_id)
 
-    async def _cancel(self, run_id: str) -> None:
-        answer = await self._call(lambda s: s.cancel(run_id))
-        if isinstance(answer, dict) and answer["state"] == "CANCELLED":
-            self._world.cancelled.add(run_id)
-            self.counts["cancelled"] += 1
+@functools.cache
+def _registered(shards: int, group: tuple[str, ...]) -> dict[str, bytes]:
+    """A bucket in which a first owner of each shard has registered the workflows."""
+    objects: dict[str, bytes] = {}
 
-    async def _follow(self, run_id: str) -> dict[str, Any]:
-        """Look until the run has ended; what was once shown as committed must not change while it is not resumed."""
-        while True:
-            view = await self._call(lambda s: s.get(run_id))
-            if isinstance(view, HeadraceError):
-                assert view.code != "not_found", f"acknowledged run {run_id} is not found"
-            if isinstance(view, dict):
-                for step in view["steps"]:
-                    if step["state"] == "SUCCESS":
-                        before = self.seen.setdefault((run_id, step["id"]), step.get("output"))
-                        assert before == step.get("output"), f"the result of {step['id']} of {run_id} changed"
-                if view["state"] in ENDED:
-                    return dict(view)
-            await asyncio.sleep(0.5 if not self._calm else 5.0)
+    async def register(loop: SimLoop) -> None:
+        clock = LoopClock(loop)
+        for shard in range(shards):
+            store = RunStore(
+                shard=shard,
+                bucket=MemoryBucket(objects),
+                executor=WorldExecutor(World(random.Random(0), fail=0.0), Process("none"), MemoryBucket(objects)),
+                clock=clock,
+                ids=SeededIds(clock, random.Random(shard)),
+                random=random.Random(0).random,
+                sender=WorldSender(World(random.Random(0), fail=0.0)),
+                signer=WebhookSigner(secret=None),
+                webhook_policy=OutboundPolicy(open_world=True),
+                log_options=LogOptions(offload=inline),
+            )
+            await store.start()
+            for name in group:
+                await store.register({"workflow": {"name": name, **WORKFLOWS[name]}})
+            await store.close()
+
+    simulate(register)
+    return objects

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
 from tests.simulation.log_history import LogHistory
+from tests.simulation.replay import play_all, soak_seeds
 
 HISTORIES = 1500
+FILE = "tests/simulation/test_log.py"
 
 
-def play(seeds: range) -> list[LogHistory]:
-    """Run the histories; a failure names its seed."""
-    played = []
-    for seed in seeds:
-        try:
-            played.append(LogHistory(seed).run())
-        except BaseException as error:
-            pytest.fail(f"seed {seed}: {error!r}; replay it with LogHistory({seed}).run()")
-    return played
+def play(seed: int) -> LogHistory:
+    """One history to its end."""
+    return LogHistory(seed).run()
 
 
 @pytest.mark.timeout(1200)  # over a thousand histories, on a machine of any speed
 def test_acknowledged_records_survive() -> None:
     """With crashes, zombies, 503s and lost answers, every later owner finds what earlier ones were told is durable."""
-    played = play(range(HISTORIES))
+    played = play_all(FILE, play, range(HISTORIES))
     assert sum(history.crashed for history in played) > HISTORIES / 2, "the simulation must be harsh to mean something"
     assert sum(history.fenced for history in played) > HISTORIES / 10
     assert sum(history.frozen for history in played) > HISTORIES / 10
@@ -42,16 +36,16 @@ def test_a_crash_at_every_await() -> None:
         try:
             LogHistory(11, crash_first_at=step).run()
         except BaseException as error:
-            pytest.fail(f"crash at step {step} of {steps}: {error!r}")
+            pytest.fail(f"crash at step {step} of {steps}: {error!r}; LogHistory(11, crash_first_at={step}).run()")
 
 
 def test_a_seed_gives_one_history() -> None:
     """The same seed gives the same objects, byte for byte."""
-    assert LogHistory(5).run().objects == LogHistory(5).run().objects
+    assert play(5).objects == play(5).objects
 
 
 @pytest.mark.soak
 def test_soak() -> None:
     """Any number of histories: HEADRACE_SOAK of them (20,000 unless told), from a start of HEADRACE_SEED."""
-    start = int(os.environ.get("HEADRACE_SEED", "1000000"))
-    play(range(start, start + int(os.environ.get("HEADRACE_SOAK", "20000"))))
+    for seed in soak_seeds():
+        play_all(FILE, play, [seed])

@@ -1,0 +1,45 @@
+"""Lists of runs while runs move between memory and the archive."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+from cluster.storage.testing import MemoryBucket
+from pipelines.run_store.testing import StoreFactory, wait_ended
+
+WORKFLOW = "workflow: {name: one, steps: [{id: a, type: python_script}]}"
+
+
+@dataclass
+class SlowArchive(MemoryBucket):
+    """Reads of archive objects wait until they are let through."""
+
+    let: asyncio.Event = field(default_factory=asyncio.Event)
+    asked: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def get(self, key: str) -> bytes:
+        if "/done/" in key:
+            self.asked.set()
+            await self.let.wait()
+        return await super().get(key)
+
+
+async def test_a_run_that_is_archived_while_a_list_is_made_is_in_it() -> None:
+    """A run leaves memory after the list has begun and before its turn: it is listed once all the same."""
+    bucket = SlowArchive()
+    async with StoreFactory(bucket=bucket).running() as store:
+        await store.register({"workflow": WORKFLOW})
+        runs = [(await store.submit({"workflow": "one"}))["id"] for _ in range(6)]
+        for run_id in runs:
+            await wait_ended(store, run_id)
+        for run_id in runs[::2]:
+            store.kernel.finished.pop(run_id)
+        assert await store.archiver.archive() == 3
+        listing = asyncio.create_task(store.list_runs({}))
+        await bucket.asked.wait()
+        for run_id in runs[::2]:
+            store.kernel.finished[run_id] = 0.0
+        assert await store.archiver.archive() == 3
+        bucket.let.set()
+        assert [row["id"] for row in (await listing)["runs"]] == sorted(runs, reverse=True)
