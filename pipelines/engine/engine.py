@@ -280,6 +280,11 @@ class Engine:
         return self._decide()
 
     @property
+    def shares_slots(self) -> bool:
+        """Whether locks and named queues are asked for (`AskSlot`)."""
+        return self._core.limits.shared
+
+    @property
     def lock_fence(self) -> int:
         """No lock was ever held here under a higher fence."""
         return max(self._core.state.fence, self._core.state.lock_fence)

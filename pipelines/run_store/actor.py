@@ -205,6 +205,7 @@ def build_store(config: Config, shard: int, bucket: Bucket, *, on_fatal: Any) ->
             max_open_runs=1 << 62,
             max_nesting=config.limits.max_nesting,
             queues={name: queue.concurrency for name, queue in config.queues.items()},
+            shared=config.state.shards > 1,
         ),
         known=known_of(config, has_engine=shutil.which("podman") is not None),
         metrics=RayMetrics(shard),

@@ -1,7 +1,8 @@
-"""A run store's link to the control plane: hears its table, tells it what was seen of http hosts.
+"""A run store's link to the control plane: hears its table, tells it what was seen of http hosts, and asks it for the
+locks and queues that all shards share.
 
-Nothing of a run waits for it: without a control plane the last word stays in force. A port and an asyncio shell; the
-port over Ray is at the end.
+Without a control plane the last word stays in force, and only steps that need a shared slot wait. A port and an asyncio
+shell; the port over Ray is at the end.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import logging
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from cluster.errors import HeadraceError, Unavailable
+from cluster.errors import HeadraceError, StorageError, StorageUnavailable, Unavailable
 from cluster.names import CONTROL_PLANE, NAMESPACE
+from cluster.slots import Holder, Reply, Report
 from pipelines.run_store.model_breakers import breaker_states, with_deployed
 from pipelines.run_store.service import RunStore
 
@@ -33,6 +35,10 @@ class ControlPort(Protocol):
 
     async def call(self, method: str, payload: Mapping[str, Any]) -> Mapping[str, Any]: ...
 
+    async def slots(self, report: Report, wait_s: float) -> Reply | None:
+        """The arbiter's answer to a shard's report, when there is news for it or `wait_s` is over."""
+        ...
+
 
 class ControlLink:
     """`run` until cancelled."""
@@ -49,6 +55,10 @@ class ControlLink:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._hear())
             group.create_task(self._tell())
+            slots = self._store.kernel.slots
+            if slots is not None:
+                group.create_task(self._ask_for_slots(slots))
+                group.create_task(self._hear_of_slots(slots))
 
     async def _hear(self) -> None:
         revision = 0
@@ -103,6 +113,49 @@ class ControlLink:
             else:
                 outcomes.told()
 
+    async def _ask_for_slots(self, slots: Holder) -> None:
+        """Changes go at once; those that come while a message is on its way go together with the next one."""
+        changed = self._store.kernel.slots_changed
+        while True:
+            if not slots.pending:
+                changed.clear()
+                await changed.wait()
+            await self._exchange(slots, 0.0)
+
+    async def _hear_of_slots(self, slots: Holder) -> None:
+        while True:
+            await self._exchange(slots, WATCH_S)
+
+    async def _exchange(self, slots: Holder, wait_s: float) -> None:
+        kernel = self._store.kernel
+        if slots.greets and not await self._owns():
+            # A shard that was replaced would take away what its successor holds.
+            await asyncio.sleep(self._again_s)
+            return
+        try:
+            reply = await self._control.slots(slots.report(), wait_s)
+        except HeadraceError as error:
+            if not error.retryable:
+                _log.warning("the control plane gives no locks and queue slots: %s", error)
+            reply = None
+        if reply is None:
+            await asyncio.sleep(self._again_s)
+            return
+        grants = slots.take(reply)
+        if grants:
+            kernel.granted(grants)
+
+    async def _owns(self) -> bool:
+        kernel = self._store.kernel
+        try:
+            await kernel.log.check_owner()
+        except StorageUnavailable:
+            return False
+        except StorageError as error:
+            kernel.fatal(error)
+            return False
+        return True
+
 
 class RayControl:
     """`ControlPort` over the control plane's actor, found by name and anew when it was replaced."""
@@ -116,6 +169,10 @@ class RayControl:
     async def call(self, method: str, payload: Mapping[str, Any]) -> Mapping[str, Any]:
         answer: Mapping[str, Any] = await self._ask("call", 15.0, method, dict(payload))
         return answer
+
+    async def slots(self, report: Report, wait_s: float) -> Reply | None:
+        reply: Reply | None = await self._ask("slots", wait_s + 15.0, report, wait_s)
+        return reply
 
     async def _ask(self, name: str, timeout_s: float, *args: Any) -> Any:
         import ray

@@ -29,8 +29,10 @@ from cluster.errors import (
 )
 from cluster.log import DurableLog, LogOptions, Recovered
 from cluster.names import run_id
+from cluster.slots import Grant, Holder
 from cluster.storage import BlobRef, BlobStore, Bucket
 from pipelines.engine import CancelAttempt, Command, Decision, FetchValue, StartAttempt
+from pipelines.engine.commands import AskSlot, SlotDone
 from pipelines.engine.core import EngineLimits
 from pipelines.engine.engine import Engine
 from pipelines.engine.events import Event
@@ -94,6 +96,10 @@ class Kernel:
         self.outcomes_changed = asyncio.Event()
         self.outbox_changed = asyncio.Event()
         """Set when a message may have become due."""
+        self.slots: Holder | None = None
+        """Locks and named queues that all shards share; None where this is the only one."""
+        self.slots_changed = asyncio.Event()
+        """Set when the arbiter of slots has something to learn."""
         self._log: DurableLog | None = None
         self._log_options = log_options
         self._on_fatal = on_fatal
@@ -127,6 +133,8 @@ class Kernel:
         self.memory.archive.epoch = log.epoch
         self.outcomes.source = f"{self.prefix}/{log.epoch}"
         self._restore(recovered)
+        if self.engine.shares_slots:
+            self.slots = Holder(shard=self.shard, life=log.epoch, fence=self.engine.lock_fence)
         for entry in self.memory.entries.values():
             entry.history.shown = entry.history.last
         self.recovered_runs = len(self.engine)
@@ -259,6 +267,10 @@ class Kernel:
                 linger_s=self.settings.step_linger_s,
             )
 
+    def granted(self, grants: Sequence[Grant]) -> None:
+        """The arbiter of slots lets these start."""
+        self.decide(lambda: self.engine.granted(grants, now=self.clock.now()), linger_s=self.settings.step_linger_s)
+
     def fatal(self, error: BaseException) -> None:
         """Nothing more may be done or shown by this process."""
         if self.failed is not None or self._stopped:
@@ -336,8 +348,18 @@ class Kernel:
                 self.attempts.cancel(command)
             elif isinstance(command, FetchValue):
                 self.spawn(self._fetch(command))
+            elif isinstance(command, (AskSlot, SlotDone)):
+                self._share(command)
             else:
                 self._ended(command.run_id, command.state)
+
+    def _share(self, command: AskSlot | SlotDone) -> None:
+        assert self.slots is not None
+        if isinstance(command, AskSlot):
+            self.slots.ask(command.ask)
+        else:
+            self.slots.done(command.ticket)
+        self.slots_changed.set()
 
     def _ended(self, run: str, state: str) -> None:
         entry = self.memory.entries.get(run)

@@ -16,6 +16,7 @@ from cluster.config.secrets import Secrets
 from cluster.config.wire import from_wire
 from cluster.errors import Conflict
 from cluster.log import DurableLog
+from cluster.slots import Reply, Report
 from cluster.storage import open_bucket
 from cluster.storage.probe import check_bucket
 from serve_apps.control.core import Core
@@ -133,6 +134,9 @@ class ControlActor:
 
     async def report(self, router_id: str, stats: dict[str, Any]) -> None:
         await (await self._ready()).report(router_id, stats)
+
+    async def slots(self, report: Report, wait_s: float) -> Reply | None:
+        return await (await self._ready()).slots(report, wait_s)
 
     async def call(self, method: str, payload: dict[str, Any]) -> dict[str, Any]:
         return await (await self._ready()).call(method, payload)

@@ -79,6 +79,15 @@ class Core:
         if self._since_snapshot >= self._snapshot_every:
             await self._snapshot()
 
+    async def check_owner(self) -> None:
+        """Raises `Fenced` (and stops this owner for good) when another control plane has taken over."""
+        try:
+            await self.journal.check_owner()
+        except Fenced:
+            self.fenced = True
+            self._on_fenced()
+            raise
+
     async def _snapshot(self) -> None:
         try:
             await self.journal.snapshot(self.state.model_dump_json().encode())

@@ -15,6 +15,15 @@ __all__ = ["AppSpec", "AppStatus", "Deployer", "Journal"]
 class Journal(Protocol):
     """The durable log (`cluster.log.DurableLog`), opened already."""
 
+    @property
+    def epoch(self) -> int:
+        """Higher than that of every owner before."""
+        ...
+
+    async def check_owner(self) -> None:
+        """Raises `Fenced` when another owner has taken over, `StorageUnavailable` when that cannot be known."""
+        ...
+
     async def append(self, records: Sequence[bytes]) -> object:
         """Return once all records are durable. Raises `Fenced` when another owner has taken over."""
         ...

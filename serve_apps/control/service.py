@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from cluster.errors import Fenced, HeadraceError, NotFound
+from cluster.slots import Reply, Report
 from cluster.storage.port import Bucket
 from serve_apps.control.breakers import Breakers
 from serve_apps.control.checks import MoveChecks
@@ -19,6 +20,7 @@ from serve_apps.control.observations import Observations
 from serve_apps.control.payload import Payload
 from serve_apps.control.prefetching import Prefetching
 from serve_apps.control.releases import Releases
+from serve_apps.control.slots import Slots
 from serve_apps.control.supervisor import Supervisor
 from serve_apps.control.tables import build_table
 from serve_apps.stats import RouterReport
@@ -45,6 +47,7 @@ class ControlPlane:
         self._keys = Keys(core, random_key=random_key)
         self._seen = Observations()
         self._breakers = Breakers(core)
+        self._slots = Slots(core)
         self._releases = Releases(core, bucket=bucket, observations=self._seen, checks=checks)
         self._feedback = Feedback(core, self._seen)
         self._prefetching = Prefetching(core, self._seen, self.supervisor)
@@ -75,6 +78,7 @@ class ControlPlane:
             "promotion_record": self._releases.record_promotion,
             "breakers": self._breakers.list,
             "breaker_reset": self._breakers.reset,
+            "slots": self._slots.view,
             "host_outcomes": self._breakers.report,
             "feedback": self._feedback.give,
             "forecast": self._prefetching.forecast,
@@ -115,6 +119,12 @@ class ControlPlane:
         await self._breakers.observe(report)
         if self._core.state.active:
             self._reported.set()
+
+    # ---- run stores ----
+
+    async def slots(self, report: Report, wait_s: float) -> Reply | None:
+        """What a shard asks for and holds of the locks and queues that all shards share; see `Slots.exchange`."""
+        return await self._slots.exchange(report, wait_s)
 
     # ---- operators ----
 

@@ -20,6 +20,11 @@ class MemoryJournal:
     records: list[bytes] = field(default_factory=list)
     snapshots: list[bytes] = field(default_factory=list)
     fenced: bool = False
+    epoch: int = 1
+
+    async def check_owner(self) -> None:
+        if self.fenced:
+            raise Fenced("another owner has written")
 
     async def append(self, records: Sequence[bytes]) -> int:
         if self.fenced:

@@ -9,6 +9,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from cluster.errors import Unavailable
+from cluster.slots import Arbiter, Ask, Holder, Reply, Report
+from pipelines.engine.core import EngineLimits
 from pipelines.executor.port import Outcome
 from pipelines.executor.testing import FakeExecutor
 from pipelines.run_store.control_link import ControlLink
@@ -31,6 +33,7 @@ class PlayedControl:
         self.tables: asyncio.Queue[Any] = asyncio.Queue()
         self.told: list[Mapping[str, Any]] = []
         self.down = False
+        self.arbiter = Arbiter(epoch=1, shards=2)
 
     def say(self, revision: int, **hosts: SaidHost) -> None:
         named = {name.replace("_", "."): said for name, said in hosts.items()}
@@ -47,6 +50,20 @@ class PlayedControl:
             raise Unavailable("away")
         self.told.append(payload)
         return {}
+
+    async def slots(self, report: Report, wait_s: float) -> Reply | None:
+        if self.down:
+            raise Unavailable("away")
+        asked = self.arbiter
+        reply = asked.handle(report)
+        if reply is None or not reply.known:
+            return reply
+        give_up = asyncio.get_running_loop().time() + wait_s
+        while wait_s and not self.arbiter.has_news(report) and asyncio.get_running_loop().time() < give_up:
+            await asyncio.sleep(0.001)
+            if self.down or self.arbiter is not asked:
+                raise Unavailable("it died")
+        return asked.handle(report)
 
 
 @asynccontextmanager
@@ -94,3 +111,67 @@ async def test_while_the_control_plane_is_away_the_last_word_holds_and_nothing_i
         await until(lambda: control.told)
         assert control.told[0]["hosts"][0]["host"] == "other.example.com"
         assert (await wait_ended(store, parked["id"]))["state"] == "FAILED"
+
+
+LOCKED = "workflow: {name: locked, steps: [{id: a, type: python_script, concurrency: one}]}"
+
+
+def rival_of(arbiter: Arbiter) -> Holder:
+    """The other shard, which is known to the arbiter."""
+    rival = Holder(shard=1, life=1)
+    settle(rival, arbiter)
+    return rival
+
+
+def settle(holder: Holder, arbiter: Arbiter) -> None:
+    for _ in range(3):
+        reply = arbiter.handle(holder.report())
+        if reply is not None:
+            holder.take(reply)
+
+
+async def test_a_lock_of_another_shard_is_waited_for_over_a_new_control_plane() -> None:
+    """The step waits visibly while the other holds it, also when the arbiter died in between, and then runs."""
+    control = PlayedControl()
+    executor = FakeExecutor()
+    factory = StoreFactory(engine_limits=EngineLimits(shared=True))
+    async with factory.running(executor) as store, linked(store, control):
+        rival = rival_of(control.arbiter)
+        await store.register({"workflow": LOCKED})
+        rival.ask(Ask(ticket=1, rank=0, needs=(("lock:one", 1),)))
+        await until(lambda: control.arbiter.ready)
+        settle(rival, control.arbiter)
+        assert rival.held
+        run = await store.submit({"workflow": "locked"})
+        assert (await store.get(run["id"]))["steps"][0]["waiting"] == {"for": "lock", "key": "one"}
+        control.arbiter = Arbiter(epoch=2, shards=2)
+        settle(rival, control.arbiter)
+        await until(lambda: control.arbiter.ready)
+        assert executor.started == []
+        rival.done(1)
+        settle(rival, control.arbiter)
+        assert (await wait_ended(store, run["id"]))["state"] == "SUCCESS"
+        assert executor.started[0].lock_fence is not None
+        await until(lambda: control.arbiter.view() == [])
+
+
+async def test_a_killed_shard_asks_again_and_its_old_lock_is_free() -> None:
+    """What it ran runs again, under a higher fence, and when its run is cancelled nothing stays held."""
+    control = PlayedControl()
+    factory = StoreFactory(engine_limits=EngineLimits(shared=True))
+    first, second = FakeExecutor(), FakeExecutor()
+    first.hold("a")
+    second.hold("a")
+    async with factory.running(first) as store, linked(store, control):
+        rival_of(control.arbiter)
+        await store.register({"workflow": LOCKED})
+        run = await store.submit({"workflow": "locked"})
+        await until(lambda: first.started)
+    async with factory.running(second) as store, linked(store, control):
+        await until(lambda: second.started)
+        before, after = first.started[0].lock_fence, second.started[0].lock_fence
+        assert before is not None
+        assert after is not None
+        assert after > before
+        await store.cancel(run["id"])
+        await until(lambda: control.arbiter.view() == [])
