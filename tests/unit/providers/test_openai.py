@@ -21,7 +21,8 @@ from cluster.errors import (
 )
 from serve_apps.protocol import StreamChunk
 from serve_apps.providers.model import Answer
-from serve_apps.providers.openai import OpenAICompatible, map_error, read_retry_after
+from serve_apps.providers.openai import OpenAICompatible
+from serve_apps.providers.upstream import map_error, read_retry_after
 
 KEY = "sk-very-secret-value"
 
