@@ -10,66 +10,13 @@ from typing import Any
 
 from cluster.errors import HeadraceError
 from pipelines.engine import events as ev
-from pipelines.spec.graph import dependencies
-from pipelines.spec.models import WorkflowSpec
+from pipelines.verify.books import ENDED, Graph, RunBook, StepBook, run_of
 from pipelines.verify.report import Report, Violation
 
 __all__ = ["KEY_RETENTION_S", "Checker"]
 
 KEY_RETENTION_S = 86_400.0
 """After this many seconds a run store may forget an idempotency key."""
-
-_ENDED = frozenset({"SUCCESS", "FAILED", "CANCELLED", "SKIPPED"})
-
-
-class _Step:
-    __slots__ = ("done", "handled", "iteration", "open", "state")
-
-    def __init__(self) -> None:
-        self.state = "PENDING"
-        self.handled = "fail"
-        self.open: dict[int | None, int] = {}
-        """Item (None: the step itself) to the fence of its newest attempt."""
-        self.done: dict[int, bool] = {}
-        """Ended items, and whether they succeeded."""
-        self.iteration = 0
-
-    @property
-    def committed(self) -> bool:
-        return self.state == "SUCCESS" or (self.state == "FAILED" and self.handled in ("continue", "goto"))
-
-
-class _Run:
-    __slots__ = ("digest", "state", "steps")
-
-    def __init__(self, digest: str) -> None:
-        self.digest = digest
-        self.state = "RUNNING"
-        self.steps: dict[str, _Step] = {}
-
-    def step(self, step_id: str) -> _Step:
-        found = self.steps.get(step_id)
-        if found is None:
-            found = self.steps[step_id] = _Step()
-        return found
-
-
-class _Graph:
-    """What must have ended before a step starts."""
-
-    __slots__ = ("deps", "run_if", "sources")
-
-    def __init__(self, spec: Mapping[str, Any]) -> None:
-        workflow = WorkflowSpec.model_validate(spec)
-        self.sources: dict[str, list[str]] = {}
-        for step in workflow.steps:
-            if step.on_error.goto is not None:
-                self.sources.setdefault(step.on_error.goto, []).append(step.id)
-        self.deps = {
-            step_id: [dep for dep in found if dep not in self.sources.get(step_id, ())]
-            for step_id, found in dependencies(workflow).items()
-        }
-        self.run_if = {step.id: step.run_if for step in workflow.steps}
 
 
 class Checker:
@@ -88,8 +35,8 @@ class Checker:
         self._position: int | None = None
         self._event: Any = None
         self._fence = 0
-        self._graphs: dict[str, _Graph | None] = {}
-        self._runs: dict[str, _Run] = {}
+        self._graphs: dict[str, Graph | None] = {}
+        self._runs: dict[str, RunBook] = {}
         self._keys: dict[str, tuple[str, float]] = {}
 
     def load(self, engine: Mapping[str, Any], keys: Iterable[tuple[str, str, float]] = ()) -> None:
@@ -98,7 +45,7 @@ class Checker:
         for plan in engine["plans"]:
             self._define(plan["digest"], plan["spec"])
         for record in engine["runs"]:
-            self._runs[record["id"]] = _run_of(record)
+            self._runs[record["id"]] = run_of(record)
             self.submitted.add(record["id"])
         self._keys = {key: (run_id, at) for key, run_id, at in keys}
 
@@ -126,7 +73,7 @@ class Checker:
     def _define(self, digest: str, spec: Mapping[str, Any]) -> None:
         if digest not in self._graphs:
             try:
-                self._graphs[digest] = _Graph(spec)
+                self._graphs[digest] = Graph(spec)
             except (ValueError, HeadraceError) as error:
                 self._graphs[digest] = None
                 self._broken("known", f"definition {digest} cannot be read: {error}")
@@ -144,14 +91,14 @@ class Checker:
             if before is not None and before[0] != e.run_id and e.at - before[1] < KEY_RETENTION_S:
                 self._broken("one_key_one_run", f"idempotency key {key!r} gave run {before[0]} and run {e.run_id}")
             self._keys[key] = (e.run_id, e.at)
-        self._runs[e.run_id] = _Run(e.digest)
+        self._runs[e.run_id] = RunBook(e.digest)
 
     def _on_RunSucceeded(self, e: ev.RunSucceeded) -> None:
         run = self._end_run(e.run_id, "SUCCESS")
         graph = self._graphs.get(run.digest) if run else None
         if run is None or graph is None:
             return
-        unended = [step_id for step_id in graph.deps if run.step(step_id).state not in _ENDED]
+        unended = [step_id for step_id in graph.deps if run.step(step_id).state not in ENDED]
         if unended:
             self._broken("complete", f"run {e.run_id} succeeded while {', '.join(unended)} had not ended")
 
@@ -161,19 +108,19 @@ class Checker:
     def _on_RunCancelled(self, e: ev.RunCancelled) -> None:
         self._close_steps(self._end_run(e.run_id, "CANCELLED"))
 
-    def _end_run(self, run_id: str, state: str) -> _Run | None:
+    def _end_run(self, run_id: str, state: str) -> RunBook | None:
         run = self._run(run_id)
         if run is None:
             return None
-        if run.state in _ENDED:
+        if run.state in ENDED:
             self._broken("terminal_states", f"run {run_id} was {run.state} and became {state}")
         run.state = state
         self.report.counts[f"runs {state}"] += 1
         return run
 
-    def _close_steps(self, run: _Run | None) -> None:
+    def _close_steps(self, run: RunBook | None) -> None:
         for step in run.steps.values() if run else ():
-            if step.state not in _ENDED:
+            if step.state not in ENDED:
                 step.state = "CANCELLED"
                 step.open.clear()
 
@@ -183,7 +130,7 @@ class Checker:
             return
         if run.state not in ("FAILED", "CANCELLED"):
             self._broken("terminal_states", f"run {e.run_id} was resumed while it was {run.state}")
-        steps: dict[str, _Step] = {}
+        steps: dict[str, StepBook] = {}
         for step_id, step in run.steps.items():
             if step_id in e.kept:
                 steps[step_id] = step
@@ -194,7 +141,7 @@ class Checker:
             elif step.state == "SUCCESS" and e.digest == run.digest and not e.nested:
                 self._broken("not_run_again", f"a resume of {e.run_id} drops the result of {step_id}", step_id)
             elif step_id in e.partial:
-                fresh = steps[step_id] = _Step()
+                fresh = steps[step_id] = StepBook()
                 fresh.done = {item: True for item, succeeded in step.done.items() if succeeded}
                 fresh.iteration = step.iteration
         for step_id in e.kept:
@@ -207,13 +154,13 @@ class Checker:
         run = self._run(e.run_id)
         if run is None:
             return
-        if run.state not in _ENDED:
+        if run.state not in ENDED:
             self._broken("nothing_lost", f"run {e.run_id} left memory while it was {run.state}")
         self.evicted[e.run_id] = frozenset(step_id for step_id, step in run.steps.items() if step.state == "SUCCESS")
         del self._runs[e.run_id]
 
     def _on_RunRestored(self, e: ev.RunRestored) -> None:
-        run = self._runs[e.run_id] = _run_of(e.record)
+        run = self._runs[e.run_id] = run_of(e.record)
         self.submitted.add(e.run_id)
         for step_id in sorted(self.evicted.pop(e.run_id, frozenset())):
             if run.step(step_id).state != "SUCCESS":
@@ -251,7 +198,7 @@ class Checker:
         step.state = "RUNNING"
         step.open[e.item] = e.fence
 
-    def _start(self, run_id: str, step_id: str) -> _Step | None:
+    def _start(self, run_id: str, step_id: str) -> StepBook | None:
         """Check that something of this step may begin now."""
         run = self._run(run_id)
         if run is None:
@@ -261,46 +208,18 @@ class Checker:
             self._broken(
                 "nothing_after_cancel", f"{step_id} of run {run_id} starts after the run was cancelled", step_id
             )
-        elif run.state in _ENDED:
+        elif run.state in ENDED:
             self._broken("terminal_states", f"{step_id} starts after run {run_id} became {run.state}", step_id)
         elif step.state == "SUCCESS":
             self._broken("not_run_again", f"{step_id} of run {run_id} has its result and starts again", step_id)
-        elif step.state in _ENDED:
+        elif step.state in ENDED:
             self._broken("terminal_states", f"{step_id} of run {run_id} was {step.state} and starts", step_id)
         elif step.state == "PENDING":
-            why = self._too_early(run, step_id)
+            graph = self._graphs.get(run.digest)
+            why = graph.too_early(run, step_id) if graph is not None else None
             if why is not None:
                 self._broken("dependencies", f"{step_id} of run {run_id} starts although {why}", step_id)
         return step
-
-    def _too_early(self, run: _Run, step_id: str) -> str | None:
-        graph = self._graphs.get(run.digest)
-        if graph is None:
-            return None
-        if step_id not in graph.deps:
-            return "its definition has no such step"
-        sources = [run.step(source) for source in graph.sources.get(step_id, ())]
-        if sources:
-            if any(source.state not in _ENDED for source in sources):
-                return "a step that may go to it has not ended"
-            if not any(source.state == "FAILED" and source.handled == "goto" for source in sources):
-                return "no failure led to it"
-        states = {dep: run.step(dep) for dep in graph.deps[step_id]}
-        good = [
-            d for d, s in states.items() if s.state == "SUCCESS" or (s.state == "FAILED" and s.handled == "continue")
-        ]
-        failed = [dep for dep, step in states.items() if step.state == "FAILED"]
-        unended = [dep for dep, step in states.items() if step.state not in _ENDED]
-        rule = graph.run_if[step_id]
-        if rule == "all_success" and len(good) < len(states):
-            return f"{', '.join(dep for dep in states if dep not in good)} did not succeed before"
-        if rule == "all_done" and unended:
-            return f"{', '.join(unended)} had not ended"
-        if rule == "any_success" and not good:
-            return "none of its dependencies had succeeded"
-        if rule == "any_failed" and not failed:
-            return "none of its dependencies had failed"
-        return None
 
     def _on_AttemptFailed(self, e: ev.AttemptFailed) -> None:
         step = self._result(e.run_id, e.step_id, e.item, e.fence)
@@ -345,16 +264,16 @@ class Checker:
     def _on_StepSkipped(self, e: ev.StepSkipped) -> None:
         self._end_step(e.run_id, e.step_id, 0, "SKIPPED")
 
-    def _end_step(self, run_id: str, step_id: str, fence: int, state: str) -> _Step | None:
+    def _end_step(self, run_id: str, step_id: str, fence: int, state: str) -> StepBook | None:
         run = self._run(run_id)
         if run is None:
             return None
         step = run.step(step_id)
-        if run.state in _ENDED:
+        if run.state in ENDED:
             self._broken("terminal_states", f"{step_id} became {state} after run {run_id} was {run.state}", step_id)
         elif step.state == "SUCCESS" and state == "SUCCESS":
             self._broken("one_result", f"{step_id} of run {run_id} got a second result", step_id)
-        elif step.state in _ENDED:
+        elif step.state in ENDED:
             self._broken("terminal_states", f"{step_id} of run {run_id} was {step.state} and became {state}", step_id)
         else:
             self._check_fence(step, step_id, None, fence)
@@ -362,20 +281,20 @@ class Checker:
         step.open.clear()
         return step
 
-    def _result(self, run_id: str, step_id: str, item: int | None, fence: int) -> _Step | None:
+    def _result(self, run_id: str, step_id: str, item: int | None, fence: int) -> StepBook | None:
         run = self._run(run_id)
         if run is None:
             return None
         step = run.step(step_id)
-        if run.state in _ENDED:
+        if run.state in ENDED:
             self._broken("terminal_states", f"{step_id} got a result after run {run_id} was {run.state}", step_id, item)
-        elif step.state in _ENDED:
+        elif step.state in ENDED:
             self._broken("terminal_states", f"{step_id} of run {run_id} got a result after its end", step_id, item)
         else:
             self._check_fence(step, step_id, item, fence)
         return step
 
-    def _check_fence(self, step: _Step, step_id: str, item: int | None, fence: int) -> None:
+    def _check_fence(self, step: StepBook, step_id: str, item: int | None, fence: int) -> None:
         newest = step.open.get(item, 0)
         if fence and fence != newest and not (item is not None and item in step.done):
             told = f"the newest attempt has fence {newest}" if newest else "no attempt was under way"
@@ -383,7 +302,7 @@ class Checker:
 
     # ---- findings ----
 
-    def _run(self, run_id: str) -> _Run | None:
+    def _run(self, run_id: str) -> RunBook | None:
         run = self._runs.get(run_id)
         if run is None:
             self._broken("known", f"a {type(self._event).__name__} of run {run_id}, which was not submitted before")
@@ -409,24 +328,3 @@ class Checker:
                 item=item,
             )
         )
-
-
-def _run_of(record: Mapping[str, Any]) -> _Run:
-    """From the engine's record of a run (in snapshots and in the archive)."""
-    run = _Run(record["digest"])
-    run.state = record["state"]
-    for step_id, raw in record["steps"].items():
-        step = run.steps[step_id] = _Step()
-        step.state = raw["state"]
-        step.handled = raw.get("handled") or "fail"
-        step.iteration = int(raw.get("iteration", 0))
-        fence = raw.get("unit", {}).get("fence", 0)
-        if fence:
-            step.open[None] = fence
-        items = raw.get("items")
-        if items is not None:
-            step.done = {item: digit == "2" for item, digit in enumerate(items["states"]) if digit in "23"}
-            for item, unit in items["units"].items():
-                if unit.get("fence"):
-                    step.open[int(item)] = unit["fence"]
-    return run
