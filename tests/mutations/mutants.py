@@ -48,6 +48,7 @@ STORE_HISTORIES = "tests/simulation/test_store.py"
 STATEFUL = "tests/unit/engine/test_stateful.py"
 GUARDS = "tests/unit/engine/test_guards.py"
 RESUME = "tests/unit/engine/test_resume.py"
+RECOVERY = "tests/unit/engine/test_recovery.py"
 SPINE = "tests/unit/engine/test_spine.py"
 JOINS = "tests/unit/engine/test_joins.py"
 SCHEDULING = "tests/unit/engine/test_scheduling.py"
@@ -479,7 +480,7 @@ MUTANTS = (
         file="pipelines/engine/recover.py",
         old="                step.unit.waiting = None\n            touched.append((run, index))\n",
         new="                step.unit.waiting = None\n",
-        tests=(f"{window(2)}_after_the_checkpoint_before_the_acknowledgement",),
+        tests=(f"{window(2)}_with_a_full_house",),
     ),
     Mutant(
         name="recovery-forgets-the-end",
@@ -487,7 +488,7 @@ MUTANTS = (
         file="pipelines/engine/recover.py",
         old="        touched.append((run, RUN_OUTPUT))\n",
         new="        pass\n",
-        tests=(STATEFUL,),
+        tests=(f"{SCHEDULING}::test_a_run_output_may_need_a_spilled_value",),
     ),
     Mutant(
         name="recovery-forgets-delays",
@@ -495,7 +496,7 @@ MUTANTS = (
         file="pipelines/engine/recover.py",
         old='                core.timer(step.delay_until, "delay", run, index)\n',
         new="                pass\n",
-        tests=(STATEFUL,),
+        tests=(f"{RECOVERY}::test_a_delay",),
     ),
     Mutant(
         name="recovery-forgets-retries",
@@ -503,7 +504,23 @@ MUTANTS = (
         file="pipelines/engine/recover.py",
         old='        core.timer(unit.retry_at, "retry", run, index, item, unit.retry_at)\n',
         new="        pass\n",
-        tests=(STATEFUL,),
+        tests=(f"{RECOVERY}::test_a_wait_before_another_try",),
+    ),
+    Mutant(
+        name="recovery-forgets-step-timeouts",
+        invariant="every_run_ends",
+        file="pipelines/engine/recover.py",
+        old="            arm_step_timeout(core, run, index, planned, step)\n",
+        new="",
+        tests=(f"{RECOVERY}::test_a_steps_timeout",),
+    ),
+    Mutant(
+        name="recovery-forgets-nested-ends",
+        invariant="every_run_ends",
+        file="pipelines/engine/recover.py",
+        old="            core.children_ended.append(child)\n",
+        new="            pass\n",
+        tests=(f"{RECOVERY}::test_a_nested_run_that_ended_at_the_crash",),
     ),
     Mutant(
         name="lock-not-given-on",

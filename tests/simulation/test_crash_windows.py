@@ -165,6 +165,27 @@ def test_window_2_after_the_checkpoint_before_the_acknowledgement() -> None:
     play(scenario)
 
 
+def test_window_2_with_a_full_house() -> None:
+    """What follows had no room to begin when its owner died after the checkpoint: it begins once there is room."""
+
+    async def scenario(scene: Scene) -> None:
+        narrow = EngineLimits(max_parallel_steps=1)
+        first = await scene.owner(limits=narrow)
+        await first.ask(first.store.register({"workflow": ORDER}))
+        scene.trip("StepSucceeded", '"charge"', after=first.process.crash)
+        scene.world.work_s["charge"] = 1.0
+        run_id = (await first.ask(first.store.submit({"workflow": "order", "input": {}})))["id"]
+        other = (await first.ask(first.store.submit({"workflow": "order", "input": {}})))["id"]
+        await scene.until(lambda: not first.process.alive)
+        second = await scene.owner(limits=narrow)
+        for waiting in (run_id, other):
+            assert (await second.ended(waiting))["state"] == "SUCCESS"
+        assert sorted(scene.world.by("owner-2")) == ["charge", "ship", "ship"]
+        await scene.verified(run_id, other)
+
+    play(scenario)
+
+
 def test_window_2_the_owner_learns_of_its_checkpoint_too_late() -> None:
     """While an owner sleeps over the bucket's answer, its successor takes the result over and acknowledges a cancel:
     the first one wakes, learns that its write had succeeded, and must not begin what would follow from it."""

@@ -68,10 +68,19 @@ _EXPECTED = {
     "any_failed": lambda ends: any(e in ("failed", "continued") for e in ends),
 }
 
+_REACHES = {
+    "all_success": lambda end: True,
+    "any_success": lambda end: end in ("success", "continued"),
+    "all_done": lambda end: True,
+    "any_failed": lambda end: end in ("failed", "continued"),
+}
+"""Whether a dependency that ended so can be what the join was waiting for."""
+
 
 @pytest.mark.parametrize("rule", sorted(_EXPECTED))
 def test_a_join_fires_exactly_once_for_every_mix_and_order(rule: str) -> None:
-    """Three dependencies, every way each can end, in every order: the join starts once, or is skipped once."""
+    """Three dependencies, every way each can end, in every order: the join starts once, at the first moment at which
+    its rule allows it and not before, or is skipped once."""
     for ends in itertools.product(_ENDS, repeat=3):
         for order in ((0, 1, 2), (2, 0, 1), (1, 2, 0)):
             h = Harness(compare=False)
@@ -88,11 +97,16 @@ def test_a_join_fires_exactly_once_for_every_mix_and_order(rule: str) -> None:
             h.register(*steps, {"id": "join", "depends_on": ["d0", "d1", "d2"], "run_if": rule})
             run = h.submit({"skip": False})
             h.succeed("go")
+            ended = [end for end in ends if end == "skipped"]
             for i in order:
-                if ends[i] == "success":
-                    h.succeed(f"d{i}")
-                elif ends[i] != "skipped":
-                    h.fail(f"d{i}")
+                if ends[i] == "skipped":
+                    continue
+                h.succeed(f"d{i}") if ends[i] == "success" else h.fail(f"d{i}")
+                ended.append(ends[i])
+                started = any(a.step_id == "join" for a in h.started)
+                enough = len(ended) == 3 or rule.startswith("any")
+                allowed = enough and any(map(_REACHES[rule], ended)) and _EXPECTED[rule](ended)
+                assert started == allowed, (rule, ends, order, ended)
             starts = [a for a in h.started if a.step_id == "join"]
             skips = [e for e in h.events(events.StepSkipped) if e.step_id == "join"]
             fires = _EXPECTED[rule](ends)
