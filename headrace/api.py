@@ -156,6 +156,10 @@ def workflow(name: str) -> Call[dict[str, Any]]:
     return Call("GET", path_of("workflows", name), as_object, retry_safe=True)
 
 
+def slots() -> Call[list[dict[str, Any]]]:
+    return Call("GET", "/slots", lambda r: list(as_object(r)["slots"]), retry_safe=True)
+
+
 def register(folder: Mapping[str, bytes]) -> Call[dict[str, Any]]:
     """`folder`: every file of the workflow's folder by its relative name."""
     body, kind = multipart([(name, name, content, None) for name, content in sorted(folder.items())])

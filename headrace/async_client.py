@@ -124,6 +124,10 @@ class AsyncClient(AsyncShell):
         """One workflow and its newest definition."""
         return await self._do(api.workflow(name))
 
+    async def slots(self) -> list[dict[str, Any]]:
+        """Locks and named queues: who holds them and who waits, the next one first."""
+        return await self._do(api.slots())
+
     async def register(self, folder: str | Path) -> dict[str, Any]:
         """Register the workflow in a folder (workflow.yaml and its scripts), after checking it here."""
         return await self._do(api.register(await self._apart(read_folder, Path(folder))))

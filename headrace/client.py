@@ -121,6 +121,10 @@ class Client(Shell):
         """One workflow and its newest definition."""
         return self._do(api.workflow(name))
 
+    def slots(self) -> list[dict[str, Any]]:
+        """Locks and named queues: who holds them and who waits, the next one first."""
+        return self._do(api.slots())
+
     def register(self, folder: str | Path) -> dict[str, Any]:
         """Register the workflow in a folder (workflow.yaml and its scripts), after checking it here."""
         return self._do(api.register(self._apart(read_folder, Path(folder))))

@@ -390,6 +390,10 @@ class Engine:
         """One row of a list of runs. Raises `NotFound`."""
         return run_summary(self._core.state.run(run_id))
 
+    def slots(self) -> list[dict[str, Any]]:
+        """Who holds and who waits for locks and named queues; see `Scheduler.slots`."""
+        return self._core.scheduler.slots()
+
     def gauges(self) -> dict[str, Any]:
         """Counts for metrics: open runs, attempts in flight, waiting attempts per queue, parked ones per breaker."""
         core = self._core

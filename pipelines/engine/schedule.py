@@ -13,6 +13,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from cluster.slots.protocol import Ask
 from pipelines.engine.commands import AskSlot, Command, SlotDone
@@ -41,6 +42,10 @@ class Ready:
     def step(self) -> Step:
         return self.run.steps[self.index]
 
+    def about(self) -> dict[str, Any]:
+        """Names it for people."""
+        return {"run_id": self.run.id, "step": self.run.plan.steps[self.index].id, "item": self.item}
+
     @property
     def lock_fence(self) -> int | None:
         """Under which its lock was granted, where others grant it."""
@@ -55,6 +60,10 @@ class Ready:
         if self.item is None:
             return step.unit is not self.unit
         return step.items is None or step.items.units.get(self.item) is not self.unit
+
+
+def _row(rows: dict[str, dict[str, Any]], name: str, limit: int) -> dict[str, Any]:
+    return rows.setdefault(name, {"name": name, "limit": limit, "held": [], "waiting": []})
 
 
 @dataclass(slots=True)
@@ -86,7 +95,8 @@ class Scheduler:
         self._ticket = 0
         self._tickets_of: dict[str, dict[int, None]] = {}
         self._granted: list[tuple[float, int, Ready]] = []
-        self._started: dict[int, int] = {}
+        self._holding: dict[int, Ready] = {}
+        """What runs, by its fence."""
         self._heaps: dict[str, list[tuple[float, int, Ready]]] = {}
         self._sequence = 0
 
@@ -140,9 +150,9 @@ class Scheduler:
     def start(self, ready: Ready, fence: int) -> None:
         """A unit that `take` gave is running now under this fence."""
         self.running_in[ready.queue] = self.running_in.get(ready.queue, 0) + 1
+        self._holding[fence] = ready
         if ready.ticket is not None:
             self.running[fence] = (ready.queue, None)
-            self._started[fence] = ready.ticket
             self._forget_ticket(ready)
             return
         self.running[fence] = (ready.queue, ready.lock)
@@ -163,9 +173,9 @@ class Scheduler:
             return
         queue, lock_key = entry
         self.running_in[queue] -= 1
-        ticket = self._started.pop(fence, None)
-        if ticket is not None and self._send is not None:
-            self._send(SlotDone(ticket=ticket))
+        ready = self._holding.pop(fence)
+        if ready.ticket is not None and self._send is not None:
+            self._send(SlotDone(ticket=ready.ticket))
         if lock_key is not None:
             self.locks[lock_key].held -= 1
             self._wake(lock_key)
@@ -194,6 +204,24 @@ class Scheduler:
             counts[ready.queue] = counts.get(ready.queue, 0) + 1
         return counts
 
+    def slots(self) -> list[dict[str, Any]]:
+        """Who holds and who waits for each lock and named queue, as this shard knows it, for people: `{name, limit,
+        held: [{run_id, step, item, fence}], waiting: [{run_id, step, item, rank}]}`, next one first. It walks over
+        everything."""
+        rows: dict[str, dict[str, Any]] = {}
+        for fence, ready in self._holding.items():
+            for name, limit in self._needs(ready):
+                _row(rows, name, limit)["held"].append({**ready.about(), "fence": ready.fence or fence})
+        waiting = [entry[2] for heap in self._heaps.values() for entry in heap]
+        waiting += [entry[2] for lock in self.locks.values() for entry in lock.waiters]
+        for ready in [*waiting, *self.tickets.values()]:
+            if not ready.stale:
+                for name, limit in self._needs(ready):
+                    _row(rows, name, limit)["waiting"].append({**ready.about(), "rank": ready.rank})
+        for row in rows.values():
+            row["waiting"].sort(key=lambda one: one["rank"])
+        return [rows[name] for name in sorted(rows)]
+
     # ---- inside ----
 
     def _waits_in_queue(self, ready: Ready) -> None:
@@ -213,10 +241,10 @@ class Scheduler:
             self._waits_in_queue(ready)
         else:
             ready.unit.waiting, ready.unit.waits_on = "lock", ready.lock
-        step_id = ready.run.plan.steps[ready.index].id
-        about = f"{ready.run.id} {step_id}" + ("" if ready.item is None else f"[{ready.item}]")
+        about = ready.about()
+        text = f"{about['run_id']} {about['step']}" + ("" if ready.item is None else f"[{ready.item}]")
         assert self._send is not None
-        self._send(AskSlot(ask=Ask(ticket=self._ticket, rank=ready.rank, needs=needs, about=about)))
+        self._send(AskSlot(ask=Ask(ticket=self._ticket, rank=ready.rank, needs=needs, about=text)))
 
     def _give_up(self, ready: Ready) -> None:
         ticket = ready.ticket

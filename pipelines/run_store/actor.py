@@ -34,7 +34,7 @@ __all__ = ["METHODS", "RunStoreActor", "build_store"]
 METHODS = frozenset(
     {
         "cancel", "events", "get", "items", "list", "logs", "output", "register", "replay_webhook", "resume", "signal",
-        "submit", "workflow", "workflows",
+        "slots", "submit", "workflow", "workflows",
     }
 )  # fmt: skip
 START_WAIT_S = 20.0

@@ -164,6 +164,12 @@ class RunReader:
             raise NotFound(f"there is no workflow {name!r} (known: {known})")
         return {**_workflow(plan), "definition": plan.raw}
 
+    async def slots(self) -> list[dict[str, Any]]:
+        """Who holds and who waits for locks and named queues, of this shard's runs."""
+        self.kernel.check_open()
+        await self.kernel.wait_all(timeout_s=self.settings.read_timeout_s)
+        return self.kernel.engine.slots()
+
     def status(self) -> dict[str, Any]:
         """For operators: counts, the log's state, what the bucket's trouble is."""
         kernel = self.kernel

@@ -91,6 +91,12 @@ def build_router(
         """JSON, or multipart: every part is one file of the workflow's folder, `workflow.yaml` among them."""
         return await gateway.register({**await register_body(request), "caller": caller.name})
 
+    @router.get("/slots", summary="Who holds and who waits for locks and named queues")
+    async def slots(_: Invoker) -> dict[str, Any]:
+        """`name` is `lock:KEY` or `queue:NAME`. Who waits is in the order in which they start, unless another of their
+        needs is full then."""
+        return {"slots": await gateway.slots()}
+
     @router.get("/runs", summary="Runs, newest first")
     async def runs(
         _: Invoker,

@@ -64,6 +64,10 @@ class RunsGateway(Protocol):
 
     async def workflow(self, name: str) -> dict[str, Any]: ...
 
+    async def slots(self) -> list[dict[str, Any]]:
+        """Locks and named queues: `{name, limit, held: [{run_id, step, item, fence}], waiting: [...]}`, next first."""
+        ...
+
 
 class ShardCaller(Protocol):
     """Calls one method of one shard's run store."""
@@ -139,6 +143,20 @@ class ShardedRunsGateway:
 
     async def workflow(self, name: str) -> dict[str, Any]:
         return dict(await self._call(0, "workflow", (name,), timeout_s=10.0))
+
+    async def slots(self) -> list[dict[str, Any]]:
+        answers = await asyncio.gather(
+            *(self._call(shard, "slots", (), timeout_s=10.0) for shard in range(self._shards))
+        )
+        rows: dict[str, dict[str, Any]] = {}
+        for row in (row for answer in answers for row in answer):
+            known = rows.setdefault(row["name"], {**row, "held": [], "waiting": []})
+            known["held"] += row["held"]
+            known["waiting"] += row["waiting"]
+        for row in rows.values():
+            row["held"].sort(key=lambda one: one["fence"])
+            row["waiting"].sort(key=lambda one: one["rank"])
+        return [rows[name] for name in sorted(rows)]
 
     async def _owner(self, run_id: str, method: str, *args: Any, timeout_s: float = 30.0) -> Any:
         shard = shard_of_run(run_id)

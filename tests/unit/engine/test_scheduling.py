@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from pipelines.engine import EngineLimits, events
 from pipelines.engine.testing import Harness, error
 from pipelines.executor.port import Outcome
@@ -96,6 +98,22 @@ def test_a_lock_with_limit_two_lets_two_in(either: Harness) -> None:
     assert h.in_flight() == ["each[0]", "each[1]"]
     h.succeed("each", item=0)
     assert h.in_flight() == ["each[1]", "each[2]"]
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_who_holds_and_who_waits_is_told(several: bool) -> None:
+    """For each lock and named queue in use, in the order of starting; nothing is told of what is not in use."""
+    h = Harness(limits=EngineLimits(queues={"gpu": 2}, shared=several))
+    h.register({"id": "a", "queue": "gpu", "concurrency": "one"}, {"id": "b"})
+    assert h.engine.slots() == []
+    first, second = h.submit(), h.submit()
+    lock, queue = h.engine.slots()
+    assert (lock["name"], lock["limit"], queue["name"], queue["limit"]) == ("lock:one", 1, "queue:gpu", 2)
+    assert [(one["run_id"], one["step"]) for one in lock["held"]] == [(first, "a")]
+    assert [(one["run_id"], one["step"]) for one in lock["waiting"]] == [(second, "a")]
+    h.cancel(second)
+    h.succeed("a")
+    assert h.engine.slots() == []
 
 
 def shared(**limits: Any) -> Harness:

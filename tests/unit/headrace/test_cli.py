@@ -516,6 +516,18 @@ def test_down_works_with_a_broken_configuration(
     assert "not needed for this" in err
 
 
+def test_slots_say_who_holds_a_lock_and_who_waits(capsys: Capture) -> None:
+    """One line per lock or queue; long lists are cut with their count."""
+    held = [{"run_id": "run-0-a", "step": "book", "item": None, "fence": 3}]
+    waiting = [{"run_id": f"run-0-{n}", "step": "book", "item": n, "rank": 1.0} for n in range(5)]
+    row = {"name": "lock:account-7", "limit": 1, "held": held, "waiting": waiting}
+    script = ScriptedTransport().on("GET", "/slots", reply({"slots": [row]}))
+    code, out, _ = call(capsys, script, "slots")
+    assert code == 0
+    assert "lock:account-7  1 of 1  run-0-a book  run-0-0 book[0]" in out
+    assert out.rstrip().endswith("and 2 more")
+
+
 def test_breakers_are_listed_and_closed_by_name(capsys: Capture) -> None:
     """What is open, why, and when it is tried again; `reset` names what it closed."""
     row = {"target": "http:a.test", "state": "open", "ejections": 1, "changed_at": 1.0, "open_until": 1e12}

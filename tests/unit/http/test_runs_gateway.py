@@ -76,3 +76,17 @@ async def test_pages_over_several_shards_hold_every_run_once() -> None:
             break
     assert seen == list(reversed(ulids))
     assert cursor is None
+
+
+async def test_slots_of_all_shards_come_together() -> None:
+    """Holders in the order in which they got it, waiters in the order in which they get it."""
+
+    async def call(shard: int, method: str, args: tuple[Any, ...], *, timeout_s: float) -> Any:
+        held = [{"run_id": "run-1-h", "step": "s", "item": None, "fence": 7}] if shard else []
+        waiting = [{"run_id": f"run-{shard}-w", "step": "s", "item": None, "rank": 10.0 - shard}]
+        return [{"name": "lock:one", "limit": 1, "held": held, "waiting": waiting}]
+
+    (row,) = await ShardedRunsGateway(call=call, shards=2).slots()
+    assert (row["name"], row["limit"]) == ("lock:one", 1)
+    assert [one["run_id"] for one in row["held"]] == ["run-1-h"]
+    assert [one["run_id"] for one in row["waiting"]] == ["run-1-w", "run-0-w"]
