@@ -25,6 +25,8 @@ class VersionEntry:
     ready: bool = True
     ejected: bool = False
     half_open: bool = False
+    wakes: bool = False
+    """It may be scaled to zero: without a replica it is not broken, and a call brings one back."""
     cost_per_request: float = 0.0
 
 

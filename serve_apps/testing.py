@@ -39,6 +39,8 @@ class FakeHost:
     """Streams break with `Unavailable` after so many pieces."""
     gate: asyncio.Event | None = None
     """Calls wait for it."""
+    gone: bool = False
+    """No replica runs."""
     calls: list[list[InferRequest]] = field(default_factory=list)
     streamed: list[InferRequest] = field(default_factory=list)
     cancelled: int = 0
@@ -52,6 +54,9 @@ class FakeHost:
     def requests(self) -> list[InferRequest]:
         """All requests, over all hops."""
         return [request for call in self.calls for request in call]
+
+    def reachable(self) -> bool:
+        return not self.gone
 
     async def infer(self, requests: Sequence[InferRequest]) -> list[InferResult]:
         self.calls.append(list(requests))

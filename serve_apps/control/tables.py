@@ -120,5 +120,6 @@ def _version(state: ControlState, name: str, config: ModelConfig, version: str, 
         ready=instance.status == "ready",
         ejected=breaker is not None and breaker.state is BreakerState.OPEN,
         half_open=breaker is not None and breaker.state is BreakerState.HALF_OPEN,
+        wakes=spec.autoscaling is not None and spec.autoscaling.min_replicas == 0,
         cost_per_request=spec.cost_per_request,
     )

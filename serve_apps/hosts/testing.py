@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import os
 import time
 from collections.abc import Iterator
 from typing import Any, ClassVar
@@ -11,7 +14,7 @@ from cluster.errors import ModelError
 from serve_apps.providers.load import import_class
 from serve_apps.providers.model import Answer, Emit, Item
 
-__all__ = ["Echo", "Faulty", "Letters"]
+__all__ = ["Echo", "Faulty", "Letters", "Puppet"]
 
 
 class Echo:
@@ -110,3 +113,37 @@ class Letters:
             Answer(outputs={"text": text}, usage={"completion_tokens": len(text)}, finish_reason="stop")
             for text in texts
         ]
+
+
+class Puppet:
+    """Does what the request's `text` says: a JSON object of `name` (or `*`, for all) and an order. Answers its name.
+
+    Orders: `fail`; `sleep SECONDS`; `once SECONDS KEY` (sleeps at the first item with this key only); `pid`; `seen`
+    (how many items came, this one included). Items do not wait for one another.
+    """
+
+    signature: ClassVar[Signature] = Echo.signature
+    parallelism = 256
+
+    def __init__(self, name: str):
+        self._name = name
+        self._seen = 0
+        self._keys: set[str] = set()
+
+    async def predict(self, items: list[Item]) -> list[Any]:
+        return list(await asyncio.gather(*(self._one(item["text"]) for item in items)))
+
+    async def _one(self, text: str) -> Any:
+        self._seen += 1
+        orders = json.loads(text) if text.startswith("{") else {}
+        order, *words = str(orders.get(self._name) or orders.get("*") or "answer").split()
+        if order == "fail":
+            return ModelError(f"{self._name} was told to fail")
+        if order == "sleep":
+            await asyncio.sleep(float(words[0]))
+        if order == "once" and words[1] not in self._keys:
+            self._keys.add(words[1])
+            await asyncio.sleep(float(words[0]))
+        if order == "pid":
+            return str(os.getpid())
+        return str(self._seen) if order == "seen" else self._name

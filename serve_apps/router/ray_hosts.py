@@ -11,7 +11,7 @@ from typing import Any
 from cluster.errors import HeadraceError, InternalError, Overloaded, Unavailable
 from serve_apps.protocol import InferRequest, InferResult, StreamChunk
 
-__all__ = ["RayHosts"]
+__all__ = ["RayHosts", "running_replicas"]
 
 _log = logging.getLogger(__name__)
 
@@ -60,6 +60,9 @@ class _RayHost:
             await self._resolve()
         except HeadraceError as error:
             _log.info("%s", error.message)
+
+    def reachable(self) -> bool:
+        return self._infer is None or running_replicas(self._infer) != 0
 
     async def infer(self, requests: Sequence[InferRequest]) -> list[InferResult]:
         if self._infer is None:
@@ -120,3 +123,15 @@ class _RayHost:
         if isinstance(error, RayTaskError):
             return InternalError(f"the host {self._app} failed: {type(cause).__name__}: {cause!s:.300}")
         return Unavailable(f"{self._app} could not be reached: {type(cause).__name__}: {cause!s:.200}")
+
+
+def running_replicas(handle: Any) -> int | None:
+    """How many replicas a Serve handle knows of; None when it cannot be told (it has never been told of any, or another
+    release of Ray keeps it elsewhere). Serve offers no public way, and a call to a handle without replicas waits for
+    one, however long that takes."""
+    try:
+        if not handle.running_replicas_populated():
+            return None
+        return len(handle._router._asyncio_router._request_router.curr_replicas)
+    except (AttributeError, TypeError):
+        return None

@@ -43,11 +43,12 @@ class Router(RouterCore):
             return Answer(InferResult(error=error), chosen)
         chosen.model, chosen.rule, chosen.why = decision.model, decision.rule, decision.why
         target, refused = decision.target, decision.refused
+        left = len(decision.fallbacks)
         plan: Iterator[Target | HeadraceError] | None = None
         result: InferResult | None = None
         while True:
             if target is not None:
-                result = await self._ask(target, call, deadline, chosen)
+                result = await self._ask(target, call, deadline, chosen, patient=left == 0)
                 failed = result.error
                 if failed is None:
                     return Answer(result, chosen)
@@ -55,6 +56,7 @@ class Router(RouterCore):
                     return Answer(result, chosen)
             plan = plan or self._fallbacks(decision, call)
             following = next(plan, None)
+            left -= 1
             if following is None:
                 return Answer(result or InferResult(error=refused or Unavailable("nobody can answer")), chosen)
             if isinstance(following, HeadraceError):
@@ -67,8 +69,11 @@ class Router(RouterCore):
             chosen.rule = "fallback"
             self.stats.fell_back(decision.model, target.model.name)
 
-    async def _ask(self, target: Target, call: Call, deadline: Deadline, chosen: Chosen) -> InferResult:
-        """Ask one version, again where that may help. All tries stay on this version."""
+    async def _ask(
+        self, target: Target, call: Call, deadline: Deadline, chosen: Chosen, *, patient: bool
+    ) -> InferResult:
+        """Ask one version, again where that may help. All tries stay on this version. `patient`: nobody else is left to
+        ask, so wait even for a host without a replica."""
         entry, config = target.entry, target.model.config
         chosen.model, chosen.version = target.model.name, entry.version
         try:
@@ -86,7 +91,10 @@ class Router(RouterCore):
         number = 1
         while True:
             chosen.attempts += 1
-            if config.hedge_after_ms is None:
+            if (gone := self._gone(target, patient=patient)) is not None:
+                result = InferResult(error=gone)
+                self._count(target, self._channel(target).flow, gone, 0.0, chosen.rule)
+            elif config.hedge_after_ms is None:
                 result = await self._hop(target, self._request(call, inputs, entry, deadline), deadline, chosen.rule)
             else:
                 result = await self._hedged(target, call, inputs, deadline, chosen)
@@ -102,6 +110,14 @@ class Router(RouterCore):
             self.stats.retried(target.model.name, failed.code)
             await asyncio.sleep(pause)
             number += 1
+
+    def _gone(self, target: Target, *, patient: bool) -> Unavailable | None:
+        """That no replica runs, when somebody else can be asked: a call would wait for one. A host that is scaled to
+        zero is not gone."""
+        entry = target.entry
+        if patient or entry.wakes or self._hosts.host(entry.app).reachable():
+            return None
+        return Unavailable(f"no replica of {target.model.name} {entry.version} runs", retry_after_s=1.0)
 
     async def _hop(self, target: Target, request: InferRequest, deadline: Deadline, rule: str) -> InferResult:
         """One request to one version: counted, and bounded by the version's timeout and the deadline."""
@@ -194,32 +210,39 @@ class Router(RouterCore):
         decision = await self.decide(call)
         chosen.rule, chosen.why = decision.rule, decision.why
         failure: HeadraceError = decision.refused or Unavailable("nobody can answer")
+        left = len(decision.fallbacks)
         if decision.target is not None:
             try:
-                return await self._open(decision.target, call, deadline, chosen)
+                return await self._open(decision.target, call, deadline, chosen, patient=left == 0)
             except HeadraceError as error:
                 failure = error
         for target in self._fallbacks(decision, call):
             if not may_fall_back(failure) or deadline.remaining(self.clock.monotonic()) <= 0:
                 break
+            left -= 1
             if isinstance(target, HeadraceError):
                 continue
             chosen.rule = "fallback"
             chosen.why = (*chosen.why, f"fallback to {target.model.name}: {failure.message}"[:400])
             self.stats.fell_back(decision.model, target.model.name)
             try:
-                return await self._open(target, call, deadline, chosen)
+                return await self._open(target, call, deadline, chosen, patient=left == 0)
             except HeadraceError as error:
                 failure = error
         raise failure
 
-    async def _open(self, target: Target, call: Call, deadline: Deadline, chosen: Chosen) -> StreamAnswer:
+    async def _open(
+        self, target: Target, call: Call, deadline: Deadline, chosen: Chosen, *, patient: bool
+    ) -> StreamAnswer:
         entry = target.entry
         chosen.model, chosen.version = target.model.name, entry.version
         chosen.attempts += 1
         inputs = check_inputs(entry.signature, call.inputs, call.rows, model=target.model.name)
         if target.model.entry.mirror:
             self._shadow(target, call, inputs, deadline)
+        if (gone := self._gone(target, patient=patient)) is not None:
+            self._count(target, self._channel(target).flow, gone, 0.0, chosen.rule)
+            raise gone
         request = self._request(call, inputs, entry, deadline)
         stream = self._flow_of_chunks(target, request, deadline, chosen.rule)
         first = await anext(stream, None)

@@ -280,6 +280,35 @@ async def test_an_ejected_version_gets_no_copies() -> None:
     assert not hosts["m-3.0.0"].calls
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_host_without_a_replica_is_left_for_the_fallback(streamed: bool) -> None:
+    """Nobody waits for a dead host to come back while another model can answer; it counts as its failure."""
+    table = table_of(model_entry("m", task="chat", config={"fallback": ["spare"]}), model_entry("spare", task="chat"))
+    router, hosts = make(table)
+    hosts["m-1.0.0"].gone = True
+    asked = call(inputs={"prompt": ["x"]})
+    chosen = (await router.stream(asked)).chosen if streamed else (await router.infer(asked)).chosen
+    assert (chosen.model, chosen.rule) == ("spare", "fallback")
+    assert not hosts["m-1.0.0"].calls
+    (row,) = [row for row in router.stats.report(1).versions if row.model == "m"]
+    assert row.errors == row.requests > 0
+
+
+async def test_a_host_without_a_replica_is_waited_for_when_it_alone_can_answer() -> None:
+    """Without a fallback left, a call waits for the host that is starting anew; so it does for one scaled to zero."""
+    alone = table_of(model_entry("m"))
+    asleep = table_of(
+        model_entry("m", entries={"1.0.0": {"wakes": True}}, config={"fallback": ["spare"]}), model_entry("spare")
+    )
+    last = table_of(model_entry("spare", config={"fallback": ["m"]}), model_entry("m"))
+    for table, model in ((alone, "m"), (asleep, "m"), (last, "spare")):
+        router, hosts = make(table)
+        for host in hosts.values():
+            host.gone = True
+        answer = await router.infer(call(model))
+        assert (answer.result.error, answer.chosen.model) == (None, "m")
+
+
 async def test_callers_in_a_hurry_are_not_the_versions_fault() -> None:
     """A deadline shorter than the version usually needs counts against nobody; one that was long enough does."""
     router, hosts = make(table_of(model_entry("m")), real_time=True)
