@@ -53,6 +53,7 @@ class StoreFactory:
     """Makes run stores over one bucket: each is a new process that knows only what the bucket holds."""
 
     bucket: Bucket = field(default_factory=MemoryBucket)
+    shard: int = 0
     clock: Clock = field(default_factory=SystemClock)
     ids: IdSource = field(default_factory=SystemIds)
     sender: FakeSender = field(default_factory=FakeSender)
@@ -65,7 +66,7 @@ class StoreFactory:
     def make(self, executor: Executor | None = None) -> RunStore:
         """A run store that has not been started."""
         return RunStore(
-            shard=0,
+            shard=self.shard,
             bucket=self.bucket,
             executor=executor or FakeExecutor(),
             clock=self.clock,

@@ -101,7 +101,11 @@ GOOD: dict[str, list[ev.Event]] = {
 BAD: list[tuple[str, str, list[ev.Event]]] = [
     ("one_result", "a step", [*A_DONE, ok("a", 1)]),
     ("one_result", "an item", [*A_DONE, EACH, start("each", 2, 0), item_ok(0, 2), item_ok(0, 2)]),
-    ("one_result", "a round", [*A_DONE, start("round", 2), round_ok(0, 2), start("round", 3), round_ok(0, 3)]),
+    (
+        "one_result",
+        "a round",
+        [*A_DONE, start("round", 2), round_ok(0, 2), start("round", 3, iteration=1), round_ok(0, 3)],
+    ),
     ("one_result", "a run", [SUBMITTED]),
     ("one_result", "a resume keeps what never ended", [start("a", 1), FAILED, again(["a"])]),
     ("fences_grow", "a fence that repeats", [start("a", 1), FAILED_TRY, start("a", 1)]),
@@ -111,7 +115,7 @@ BAD: list[tuple[str, str, list[ev.Event]]] = [
     ("terminal_states", "a failed step succeeds", [start("a", 1), bad("a", 1), ok("a")]),
     ("terminal_states", "a skipped step starts", [*A_DONE, SKIPPED, start("b", 2)]),
     ("terminal_states", "a failed run is cancelled", [FAILED, CANCELLED]),
-    ("terminal_states", "a successful run is resumed", [SUCCEEDED, again()]),
+    ("terminal_states", "a successful run is resumed", [*GOOD["a whole run"][:-1], again()]),
     ("terminal_states", "a result after the run's end", [start("a", 1), FAILED, ok("a", 1)]),
     ("terminal_states", "a start after the run's end", [FAILED, start("a", 1)]),
     ("dependencies", "all_success", [start("b", 1)]),
@@ -142,10 +146,15 @@ def test_a_good_history_passes(events: list[ev.Event]) -> None:
 
 @pytest.mark.parametrize(("invariant", "events"), [(i, e) for i, _, e in BAD], ids=[f"{i}: {n}" for i, n, _ in BAD])
 def test_a_broken_invariant_is_caught(invariant: str, events: list[ev.Event]) -> None:
-    """The violation names its invariant and points at the last record, the one that broke it."""
-    found = [v for v in check(events).violations if v.invariant == invariant]
-    assert found
-    assert (found[0].position, found[0].log) == (len(events) + 1, "runs/0")
+    """The violation names its invariant and its run, and points at the last record, the one that broke it; nothing
+    before it is called broken."""
+    found = check(events).violations
+    named = [v for v in found if v.invariant == invariant]
+    assert named
+    assert {v.position for v in found} == {len(events) + 1}
+    assert (named[0].log, named[0].run_id) == ("runs/0", getattr(events[-1], "run_id", None))
+    assert named[0].step_id in (getattr(events[-1], "step_id", None), "a")
+    assert named[0].message
 
 
 def test_every_invariant_has_a_broken_history() -> None:
