@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -10,6 +11,7 @@ from urllib.parse import quote, urlencode
 
 import cluster.errors as errors
 from cluster.errors import HeadraceError, InternalError
+from cluster.retry_after import parse_retry_after
 
 __all__ = ["Call", "Response", "ServerError", "error_of", "json_body", "path_of"]
 
@@ -108,17 +110,10 @@ def error_of(response: Response) -> HeadraceError:
             code, message = data.get("code"), data.get("detail") or data.get("title")
             details = data.get("details") or {}
     text = str(message or response.body[:200].decode(errors="replace") or f"HTTP {response.status}")
-    retry_after = _retry_after(response)
+    retry_after = parse_retry_after(response.headers.get("retry-after"), now=time.time())
     cls = _BY_CODE.get(str(code)) or _BY_STATUS.get(response.status, ServerError)
     error = cls(text, details=details if isinstance(details, dict) else {}, retry_after_s=retry_after)
     request_id = response.headers.get("x-request-id")
     if request_id:
         error.details.setdefault("request_id", request_id)
     return error
-
-
-def _retry_after(response: Response) -> float | None:
-    try:
-        return float(response.headers["retry-after"])
-    except (KeyError, ValueError):
-        return None

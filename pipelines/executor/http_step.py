@@ -6,22 +6,21 @@ Runs on the caller's event loop: it waits, it does not work, so no worker is hel
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
-from email.utils import parsedate_to_datetime
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
 import orjson
-from aiohttp.abc import AbstractResolver, ResolveResult
 
 from cluster.errors import HeadraceError, InvalidInput, TooLarge, Unprocessable, UpstreamError
+from cluster.retry_after import parse_retry_after
 from pipelines.executor.errors import StepTimeout
 from pipelines.executor.port import Attempt, Outcome
+from pipelines.run_store.outbound import CheckedResolver, UrlPolicy
 
-__all__ = ["HttpStep", "HttpStepError", "UrlPolicy", "is_retryable_status"]
+__all__ = ["HttpStep", "HttpStepError", "is_retryable_status"]
 
 DEFAULT_TIMEOUT_S = 60.0
 RETRYABLE_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -39,30 +38,6 @@ class HttpRefused(Unprocessable):
     """The server answered with a status that trying again will not change (most 4xx). `details` as above."""
 
     code = "http_refused"
-
-
-class UrlPolicy(Protocol):
-    """Which URLs may be called; raises `Forbidden` or `InvalidInput`."""
-
-    def check_url(self, url: str) -> None: ...
-
-    def check_addresses(self, host: str, addresses: Sequence[str]) -> None: ...
-
-
-class _CheckedResolver(AbstractResolver):
-    """Resolves names and lets the policy see the addresses that the connection will really use."""
-
-    def __init__(self, policy: UrlPolicy):
-        self._policy = policy
-        self._inner = aiohttp.ThreadedResolver()
-
-    async def resolve(self, host: str, port: int = 0, family: Any = 0) -> list[ResolveResult]:
-        found = await self._inner.resolve(host, port, family)
-        self._policy.check_addresses(host, [entry["host"] for entry in found])
-        return found
-
-    async def close(self) -> None:
-        await self._inner.close()
 
 
 def is_retryable_status(status: int) -> bool:
@@ -152,6 +127,9 @@ class HttpStep:
                 }
         except aiohttp.InvalidURL as error:
             raise InvalidInput(f"step {attempt.step_id}: {url!r} is not a URL") from error
+        except ValueError as error:
+            # A line end in a header or in the method: templates may have put it there.
+            raise InvalidInput(f"step {attempt.step_id}: this request cannot be sent: {error}") from error
         except (aiohttp.ClientError, OSError) as error:
             raise UpstreamError(
                 f"step {attempt.step_id}: no answer from {parts.hostname}: {error or type(error).__name__}",
@@ -179,13 +157,13 @@ class HttpStep:
                     details={"body": content[:_SHOWN_BODY].decode("utf-8", "replace")},
                 ) from None
         if media.startswith(_TEXT):
-            return content.decode(response.charset or "utf-8", "replace")
+            return _text(content, response.charset)
         return await asyncio.to_thread(self._save, content, media, f"{attempt.step_id}.bin")
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None or self._session.closed:
             connector = aiohttp.TCPConnector(
-                resolver=_CheckedResolver(self._policy), limit=self._max_parallel, use_dns_cache=False
+                resolver=CheckedResolver(self._policy), limit=self._max_parallel, use_dns_cache=False
             )
             self._session = aiohttp.ClientSession(
                 connector=connector,
@@ -207,7 +185,17 @@ def _body(body: Any, headers: dict[str, str], names: set[str]) -> bytes | None:
         return body.encode()
     if "content-type" not in names:
         headers["Content-Type"] = "application/json"
-    return orjson.dumps(body)
+    try:
+        return orjson.dumps(body)
+    except TypeError as error:
+        raise InvalidInput(f"the body cannot be sent as JSON: {error}") from error
+
+
+def _text(content: bytes, charset: str | None) -> str:
+    try:
+        return content.decode(charset or "utf-8", "replace")
+    except LookupError:
+        return content.decode("utf-8", "replace")
 
 
 def _query(query: Mapping[str, Any] | None) -> list[tuple[str, str]] | None:
@@ -225,15 +213,7 @@ def _status_error(status: int, where: str, headers: Mapping[str, str], content: 
     details = {"status": status, "url": where, "body": content[:_SHOWN_BODY].decode("utf-8", "replace")}
     message = f"{where} answered {status}"
     if is_retryable_status(status):
-        return HttpStepError(message, details=details, retry_after_s=_retry_after(headers.get("Retry-After")))
+        return HttpStepError(
+            message, details=details, retry_after_s=parse_retry_after(headers.get("Retry-After"), now=time.time())
+        )
     return HttpRefused(message, details=details)
-
-
-def _retry_after(value: str | None) -> float | None:
-    if not value:
-        return None
-    with contextlib.suppress(ValueError):
-        return max(float(value), 0.0)
-    with contextlib.suppress(ValueError, TypeError):
-        return max(parsedate_to_datetime(value).timestamp() - time.time(), 0.0)
-    return None

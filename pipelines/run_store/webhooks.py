@@ -7,23 +7,21 @@ outbox's word (`outbox.py`); this module keeps no state.
 from __future__ import annotations
 
 import base64
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Protocol
 
 import aiohttp
 import orjson
-from aiohttp.abc import AbstractResolver, ResolveResult
 from standardwebhooks.webhooks import EmptyWebhookSecretError, Webhook
 
 from cluster.errors import Forbidden, HeadraceError, InvalidConfig
-from pipelines.run_store.outbound import OutboundPolicy
+from cluster.retry_after import parse_retry_after
+from pipelines.run_store.outbound import CheckedResolver, OutboundPolicy
 from pipelines.run_store.outbox import Delivery
 
-__all__ = ["AiohttpSender", "HttpSender", "SendResult", "WebhookSigner", "parse_retry_after"]
+__all__ = ["AiohttpSender", "HttpSender", "SendResult", "WebhookSigner"]
 
 TIMEOUT_S = 20.0
 """Standard Webhooks: 15 to 30 s."""
@@ -86,37 +84,6 @@ def _key(secret: str) -> str:
     return base64.b64encode(secret.encode()).decode()
 
 
-def parse_retry_after(value: str | None, *, now: float) -> float | None:
-    """Seconds to wait from a Retry-After header (RFC 9110 §10.2.3: seconds or a date); None when there is none."""
-    if not value:
-        return None
-    text = value.strip()
-    if text.isdigit():
-        return float(text)
-    try:
-        return max(0.0, parsedate_to_datetime(text).timestamp() - now)
-    except (TypeError, ValueError):
-        return None
-
-
-class _CheckedResolver(AbstractResolver):
-    """Resolves a name and lets the policy see the addresses before a connection is made to any of them."""
-
-    def __init__(self, policy: OutboundPolicy) -> None:
-        self._policy = policy
-        self._inner = aiohttp.ThreadedResolver()
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
-    ) -> list[ResolveResult]:
-        results = await self._inner.resolve(host, port, family)
-        self._policy.check_addresses(host, [result["host"] for result in results])
-        return results
-
-    async def close(self) -> None:
-        await self._inner.close()
-
-
 class AiohttpSender:
     """`HttpSender` over aiohttp. Redirects are not followed: a receiver is where its owner said it is."""
 
@@ -152,7 +119,7 @@ class AiohttpSender:
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
-            connector = aiohttp.TCPConnector(resolver=_CheckedResolver(self._policy), limit=64, use_dns_cache=False)
+            connector = aiohttp.TCPConnector(resolver=CheckedResolver(self._policy), limit=64, use_dns_cache=False)
             timeout = aiohttp.ClientTimeout(total=self._timeout_s)
             self._session = aiohttp.ClientSession(connector=connector, timeout=timeout, trust_env=False)
         return self._session

@@ -46,7 +46,7 @@ def body_of(error: HeadraceError, *, path: str, request_id: str) -> bytes:
         }
         if error.details:
             inner["details"] = error.details
-        return orjson.dumps({"error": inner}, default=str)
+        return orjson.dumps({"error": inner}, default=str, option=orjson.OPT_NON_STR_KEYS)
     if path == "/v2" or path.startswith("/v2/"):
         return orjson.dumps({"error": error.message, "code": error.code}, default=str)
     problem: dict[str, Any] = {

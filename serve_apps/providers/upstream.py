@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import email.utils
 import json
-import math
 import time
 import urllib.parse
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
@@ -30,15 +28,15 @@ from cluster.errors import (
     Unavailable,
     UpstreamError,
 )
+from cluster.retry_after import parse_retry_after
 from cluster.sse import SseLines
 
-__all__ = ["MAX_ANSWER_BYTES", "Upstream", "map_error", "read_retry_after"]
+__all__ = ["MAX_ANSWER_BYTES", "Upstream", "map_error"]
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 """More than any answer of a model: an endpoint that sends more has gone wrong."""
 _MAX_ERROR_BYTES = 64 * 1024
 _MAX_RETRY_WAIT_S = 10.0
-_MAX_RETRY_AFTER_S = 86_400.0
 
 
 class Upstream:
@@ -161,7 +159,7 @@ class Upstream:
                 text = await self._read(response, _MAX_ERROR_BYTES, cut=True)
             finally:
                 await response.aclose()
-            wait = read_retry_after(response.headers.get("retry-after"), time.time())
+            wait = parse_retry_after(response.headers.get("retry-after"), now=time.time())
             busy = response.status_code in (429, 503) and wait is not None and wait <= _MAX_RETRY_WAIT_S
             if busy and attempt <= self._retries:
                 await asyncio.sleep(wait or 0.0)
@@ -258,21 +256,6 @@ def map_error(where: str, status: int, message: str, retry_after_s: float | None
     if status in (401, 403):
         text += " (the version's api_key is missing or refused)"
     return UpstreamError(text, details=details)
-
-
-def read_retry_after(value: str | None, now: float) -> float | None:
-    """Seconds to wait, from seconds or an HTTP date (RFC 9110, 10.2.3), a day at most; None when there is none or it
-    is unreadable."""
-    if value is None:
-        return None
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            seconds = email.utils.parsedate_to_datetime(value).timestamp() - now
-        except (ValueError, TypeError, OverflowError):
-            return None
-    return min(max(0.0, seconds), _MAX_RETRY_AFTER_S) if math.isfinite(seconds) else None
 
 
 def _error_text(body: Any) -> str:

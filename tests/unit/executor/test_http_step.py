@@ -52,6 +52,10 @@ async def _liar(request: web.Request) -> web.Response:
     return web.Response(body=b"<html>", content_type="application/json")
 
 
+async def _odd(request: web.Request) -> web.Response:
+    return web.Response(body="\u9000 ok".encode(), headers={"Content-Type": "text/plain; charset=no-such-thing"})
+
+
 async def _hang(request: web.Request) -> web.Response:
     import asyncio
 
@@ -66,6 +70,7 @@ async def base() -> AsyncIterator[str]:
     app.router.add_get("/status/{code}", _status)
     app.router.add_get("/big", _big)
     app.router.add_get("/png", _png)
+    app.router.add_get("/odd", _odd)
     app.router.add_get("/liar", _liar)
     app.router.add_get("/hang", _hang)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
@@ -150,6 +155,21 @@ async def test_broken_json_and_no_server_are_retryable_upstream_errors(step: Htt
         outcome = await step.run(attempt(url=url))
         assert outcome.error is not None
         assert (outcome.error["code"], outcome.error["retryable"]) == ("upstream_error", True)
+
+
+async def test_an_unknown_charset_is_read_as_utf_8(step: HttpStep, base: str) -> None:
+    """A server's odd header is no reason to lose its answer."""
+    assert (await step.run(attempt(url=f"{base}/odd"))).output["body"] == "\u9000 ok"
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"headers": {"X-A": "a\r\nX-B: b"}}, {"method": "GET X"}, {"method": "POST", "body": {"n": 1 << 70}}]
+)
+async def test_what_cannot_be_sent_is_the_steps_own_error(step: HttpStep, base: str, wrong: dict[str, Any]) -> None:
+    """A value that a template put into a header, the method or the body fails the step; nothing is injected."""
+    outcome = await step.run(attempt(url=f"{base}/echo", **wrong))
+    assert outcome.error is not None
+    assert outcome.error["code"] == "invalid_input"
 
 
 async def test_a_silent_server_is_a_timeout(step: HttpStep, base: str) -> None:

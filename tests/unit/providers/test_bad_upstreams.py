@@ -15,7 +15,7 @@ import pytest
 from cluster.errors import DeadlineExceeded, InvalidConfig, UpstreamError
 from serve_apps.providers.model import Answer
 from serve_apps.providers.openai import OpenAICompatible
-from serve_apps.providers.upstream import Upstream, read_retry_after
+from serve_apps.providers.upstream import Upstream
 
 KEY = "sk-very-secret-value"
 GOOD = {"choices": [{"message": {"content": "hi"}, "finish_reason": "stop"}]}
@@ -155,12 +155,6 @@ def test_an_endpoint_that_is_no_url_is_refused(endpoint: str) -> None:
         OpenAICompatible(endpoint=endpoint, model="m")
 
 
-@pytest.mark.parametrize(("value", "seconds"), [("inf", None), ("nan", None), ("1e9", 86_400.0), ("-3", 0.0)])
-def test_a_senseless_retry_after_is_not_passed_on(value: str, seconds: float | None) -> None:
-    """Callers are never told to come back in a thousand years, nor in no number of seconds."""
-    assert read_retry_after(value, 0.0) == seconds
-
-
 Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
@@ -168,16 +162,26 @@ Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 async def server(talk: Talk) -> AsyncIterator[str]:
     """A TCP server that does to each connection what `talk` does, and closes it."""
 
+    talks: set[asyncio.Task[None]] = set()
+
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+        task = asyncio.current_task()
+        assert task is not None
+        talks.add(task)
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             await talk(reader, writer)
         writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
 
     running = await asyncio.start_server(serve, "127.0.0.1", 0)
     try:
         yield f"http://127.0.0.1:{running.sockets[0].getsockname()[1]}/v1"
     finally:
         running.close()
+        for task in talks:
+            task.cancel()
+        await asyncio.gather(*talks, return_exceptions=True)
 
 
 async def test_a_server_that_sends_a_byte_now_and_then_is_given_up_at_the_limit() -> None:

@@ -22,7 +22,7 @@ from cluster.errors import (
 from serve_apps.protocol import StreamChunk
 from serve_apps.providers.model import Answer
 from serve_apps.providers.openai import OpenAICompatible
-from serve_apps.providers.upstream import map_error, read_retry_after
+from serve_apps.providers.upstream import map_error
 
 KEY = "sk-very-secret-value"
 
@@ -264,10 +264,6 @@ def test_an_endpoint_must_be_a_url() -> None:
         OpenAICompatible(endpoint="api.example.com", model="m")
 
 
-def test_retry_after_is_read_in_both_forms() -> None:
-    """Seconds, an HTTP date, or nothing usable."""
-    assert read_retry_after("3", 0) == 3
-    assert read_retry_after("Wed, 21 Oct 2015 07:28:00 GMT", 1445412470.0) == 10
-    assert read_retry_after("soon", 0) is None
-    assert read_retry_after(None, 0) is None
+def test_a_busy_upstream_without_a_retry_after_is_asked_again_in_a_second() -> None:
+    """Callers get a Retry-After in any case."""
     assert map_error("x", 429, "busy", None).retry_after_s == 1.0
