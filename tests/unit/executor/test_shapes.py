@@ -6,7 +6,7 @@ import pytest
 
 from cluster.config.models import ImageConfig, Resources
 from pipelines.executor.errors import ImageUnavailable
-from pipelines.executor.shapes import NodeShape, impossible, plan_image, task_options
+from pipelines.executor.shapes import NodeShape, impossible, plan_image, slots, task_options
 
 GIB = 1024**3
 SMALL = NodeShape(resources={"CPU": 2.0, "memory": 4.0 * GIB}, labels={"zone": "a"})
@@ -67,3 +67,26 @@ def test_the_images_table_decides_what_an_image_is() -> None:
     for image in ("c", "d:1"):
         with pytest.raises(ImageUnavailable, match="no container engine"):
             plan_image(image, table, has_engine=False)
+
+
+@pytest.mark.parametrize(
+    ("resources", "expected"),
+    [
+        (Resources(cpus=1), 12),
+        (Resources(cpus=0.1), 120),
+        (Resources(cpus=8), 1),
+        (Resources(cpus=0.25, memory=GIB), 24),
+        (Resources(cpus=0.5, gpus=0.5), 4),
+        (Resources(cpus=1, accelerator="L4"), 8),
+        (Resources(cpus=1, labels={"zone": "b"}), 4),
+        (Resources(cpus=0), 12),
+        (Resources(cpus=64), 1),
+    ],
+)
+def test_slots_are_what_fits_on_all_nodes_together(resources: Resources, expected: int) -> None:
+    """Each node takes as many tasks as its scarcest resource allows; there is always one, if only to wait."""
+    nodes = [
+        NodeShape(resources={"CPU": 8, "GPU": 2, "memory": 16 * GIB, "accelerator_type:L4": 1}, labels={"zone": "a"}),
+        NodeShape(resources={"CPU": 4, "memory": 8 * GIB}, labels={"zone": "b"}),
+    ]
+    assert slots(resources, nodes) == expected
