@@ -233,9 +233,14 @@ def cancel(run_id: str, reason: str | None) -> Call[Run]:
 
 
 def resume(
-    run_id: str, *, workflow: str | Mapping[str, Any] | None, digest: str | None, confirm: bool
+    run_id: str,
+    *,
+    workflow: str | Mapping[str, Any] | None,
+    files: Mapping[str, str] | None,
+    digest: str | None,
+    confirm: bool,
 ) -> Call[dict[str, Any]]:
-    request: dict[str, Any] = {"workflow": workflow, "digest": digest, "confirm": confirm or None}
+    request: dict[str, Any] = {"workflow": workflow, "files": files, "digest": digest, "confirm": confirm or None}
     request = {name: value for name, value in request.items() if value is not None}
     body, kind = json_body(request)
     return Call("POST", path_of("runs", run_id, "resume"), as_object, kind, body)

@@ -14,7 +14,7 @@ from typing import Any, Unpack
 
 from cluster.errors import DeadlineExceeded, Unavailable
 from headrace import admin, api
-from headrace.folders import read_folder
+from headrace.folders import read_edited, read_folder
 from headrace.results import Answer, Chat, Embeddings, Event, Run
 from headrace.shells import AsyncShell
 from headrace.wire import path_of
@@ -259,13 +259,17 @@ class AsyncClient(AsyncShell):
         self,
         run_id: str,
         *,
-        workflow: str | Mapping[str, Any] | None = None,
+        workflow: str | Mapping[str, Any] | Path | None = None,
         digest: str | None = None,
         confirm: bool = False,
     ) -> dict[str, Any]:
-        """Go on from the last committed steps. With an edited workflow (YAML text or mapping, or the digest of
-        a registered one) the first answer says which steps stay valid; with `confirm=True` the run goes on."""
-        return await self._do(api.resume(run_id, workflow=workflow, digest=digest, confirm=confirm))
+        """Go on from the last committed steps. With an edited workflow (YAML text or mapping; the path of a file, or of
+        a folder with its scripts; or the digest of a registered one) the first answer says which steps stay valid and
+        why others run again (`plan`), and changes nothing; with `confirm=True` the run goes on."""
+        if isinstance(workflow, Path):
+            text, files = await self._apart(read_edited, workflow)
+            return await self._do(api.resume(run_id, workflow=text, files=files, digest=digest, confirm=confirm))
+        return await self._do(api.resume(run_id, workflow=workflow, files=None, digest=digest, confirm=confirm))
 
     async def signal(self, run_id: str, step: str, payload: Any = None) -> dict[str, Any]:
         """Answer an approval step."""

@@ -33,7 +33,7 @@ def add_to(app: typer.Typer) -> None:
 
 def validate(
     paths: Annotated[
-        list[Path] | None, typer.Argument(help="Workflow folders to check; default: the whole configuration")
+        list[Path] | None, typer.Argument(help="Workflow folders or files to check; default: the whole configuration")
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="All environments, not only the chosen one")] = False,
     no_secrets: Annotated[
@@ -62,11 +62,10 @@ def _check_paths(state: Shared, paths: list[Path]) -> tuple[list[Problem], list[
     from headrace.deployment import engine_of
     from pipelines.spec.load import WORKFLOW_FILE, known_of, load_folders, readable_specs, workflow_names
 
-    folders = [path.parent if path.is_file() else path for path in paths]
     try:
         loaded = state.load(unset="keep")
         beside = [file.parent for file in (loaded.directory / loaded.config.workflows.dir).glob(f"*/{WORKFLOW_FILE}")]
-        names = workflow_names([*folders, *beside])
+        names = workflow_names([*paths, *beside])
         known = known_of(loaded.config, names, has_engine=engine_of(loaded.config))
         known = replace(known, others=readable_specs(beside))
         hints: list[str] = []
@@ -74,7 +73,7 @@ def _check_paths(state: Shared, paths: list[Path]) -> tuple[list[Problem], list[
         known, hints = known_of(None), [f"models and queues were not checked: {error.message.splitlines()[0]}"]
     problems: list[Problem] = []
     try:
-        load_folders(folders, known=known)
+        load_folders(paths, known=known)
     except InvalidConfig as error:
         problems += _problems(error)
     return problems, [str(path) for path in paths], hints

@@ -11,7 +11,8 @@ import typer
 from cluster.errors import InvalidInput
 from headrace.cli.context import Json, shared
 from headrace.cli.logs import logs, show_items
-from headrace.cli.output import ago, note, print_json, print_table, say, short
+from headrace.cli.output import note, print_json, say
+from headrace.cli.run_text import show_plan, show_result, show_run, show_runs
 
 if TYPE_CHECKING:
     from headrace.client import Client
@@ -43,9 +44,13 @@ def _start(client: Client, workflow: str, inputs: list[str] | None, files: list[
     from headrace.inputs import run_input, upload_files
 
     folder = Path(workflow)
+    if folder.name == "workflow.yaml" and folder.is_file():
+        folder = folder.parent
     if "/" in workflow or (folder / "workflow.yaml").is_file():
         from pipelines.spec.load import load_workflow
 
+        if folder.is_file():
+            raise InvalidInput(f"{workflow} is a file: name its folder, whose workflow.yaml is run")
         workflow = load_workflow(folder).spec.name
         client.register(folder)
         note(f"registered {workflow}")
@@ -163,31 +168,8 @@ def _follow(client: Client, run_id: str, timeout: str | None, *, quiet: bool, js
     if json:
         print_json(dict(ended.raw))
     else:
-        _show_result(ended)
+        show_result(ended)
     return 0 if ended.succeeded else 1
-
-
-def _show_result(ended: Run) -> None:
-    import json
-
-    if ended.succeeded:
-        value = ended.output
-        if value is None and ended.raw.get("output_url"):
-            note(f"the output has {ended.raw['output_bytes']} bytes: headrace output {ended.id}")
-            return
-        say(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=2))
-        return
-    error = ended.error or {}
-    note(f"{ended.id}: {ended.state}" + (f": {error.get('message')}" if error.get("message") else ""))
-    for step in ended.steps.values():
-        if step.state == "FAILED":
-            failure = step.error or {}
-            note(f"  step {step.id}: {failure.get('message', '')}")
-            details = failure.get("details") or {}
-            if details.get("script") and details.get("line"):
-                note(f"    at {details['script']}:{details['line']}")
-    if ended.state == "FAILED":
-        note(f"what it printed: headrace logs {ended.id}; go on from where it stopped: headrace resume {ended.id}")
 
 
 def runs(
@@ -212,7 +194,7 @@ def runs(
         if json:
             print_json(dict(found.raw))
         else:
-            _show_run(found)
+            show_run(found)
         return
     listed = list(
         client.runs(
@@ -225,11 +207,7 @@ def runs(
     if json:
         print_json({"runs": [dict(item.raw) for item in listed]})
         return
-    rows = [
-        [item.id, item.workflow, item.state, ago(_time(item, "created_at")), _took(item), _message(item)]
-        for item in listed
-    ]
-    print_table(["run", "workflow", "state", "started", "took", "note"], rows, empty="no runs")
+    show_runs(listed)
 
 
 def _since(text: str | None) -> str | float | None:
@@ -243,40 +221,6 @@ def _since(text: str | None) -> str | float | None:
         return time.time() - float(parse_duration_s(text))
     except ValueError:
         return text
-
-
-def _time(run: Run, *names: str) -> float | None:
-    for name in names:
-        value = run.raw.get(name)
-        if isinstance(value, int | float):
-            return float(value)
-    return None
-
-
-def _took(run: Run) -> str | None:
-    began = _time(run, "started_at", "created_at")
-    ended = _time(run, "finished_at")
-    return f"{ended - began:.1f} s" if began is not None and ended is not None else None
-
-
-def _message(run: Run) -> str:
-    return short((run.error or {}).get("message") or "", 60)
-
-
-def _show_run(found: Run) -> None:
-    say(f"{found.id}: {found.workflow}: {found.state}" + (f": {_message(found)}" if found.error else ""))
-    rows = []
-    for step in found.steps.values():
-        chosen = step.raw.get("chosen") or {}
-        items = step.raw.get("progress") or {}
-        failed = f", {items['failed']} failed" if items.get("failed") else ""
-        count = f"{items['done']} of {items['total']} items{failed}" if items else ""
-        waiting = (step.raw.get("waiting") or {}).get("for")
-        text = (step.error or {}).get("message") or (short(step.output, 60) if step.output is not None else "")
-        text = text or step.raw.get("reason") or (f"waits for {waiting}" if waiting else "")
-        who = f"{chosen.get('model', '')} {chosen.get('version', '')}".strip()
-        rows.append([step.id, step.state, step.raw.get("attempts"), who or count, short(str(text), 60)])
-    print_table(["step", "state", "attempts", "by", "result"], rows, empty="no step has started yet")
 
 
 def cancel(
@@ -304,45 +248,39 @@ def resume(
     With an edited workflow it first shows which committed steps stay valid, and asks.
     """
     client = shared(json=json).client()
+    asked = False
     if workflow is None:
         answer = client.resume(run_id)
     else:
-        change: dict[str, Any] = _edited(client, workflow)
-        answer = client.resume(run_id, **change)
+        _check_edited(workflow)
+        answer = client.resume(run_id, workflow=workflow)
         if not yes:
+            asked = True
             if json:
                 print_json(answer)
             else:
-                _show_plan(answer.get("plan") or {})
+                show_plan(answer.get("plan") or {})
             if json or not sys.stdin.isatty() or not typer.confirm("go on?", err=True):
                 note("nothing was started; go on with --yes")
                 raise typer.Exit(1)
-        answer = client.resume(run_id, **change, confirm=True)
+        answer = client.resume(run_id, workflow=workflow, confirm=True)
+    if not json and not asked:
+        show_plan(answer.get("plan") or {})
     if wait:
-        raise typer.Exit(_follow(client, run_id, None, quiet=False, json=json))
+        raise typer.Exit(_follow(client, run_id, None, quiet=json, json=json))
     if json:
         print_json(answer)
     else:
-        _show_plan(answer.get("plan") or {})
         say(f"{run_id}: {answer.get('state', 'goes on')}")
 
 
-def _edited(client: Client, path: Path) -> dict[str, Any]:
-    """What to resume with: a folder is registered with its scripts and named by its digest, a file is sent as it is."""
-    if path.is_dir():
-        return {"digest": client.register(path)["digest"]}
-    if not path.is_file():
-        raise InvalidInput(f"there is no workflow file {path}")
-    return {"workflow": path.read_text()}
+def _check_edited(path: Path) -> None:
+    """What is wrong in an edited workflow is told here, with its own file's name."""
+    from pipelines.spec.load import load_workflow
 
-
-def _show_plan(plan: dict[str, Any]) -> None:
-    """Which committed steps stay, and why others run again."""
-    for title, name in (("kept", "kept"), ("kept in part", "partial"), ("no longer there", "removed")):
-        if plan.get(name):
-            note(f"{title}: {', '.join(plan[name])}")
-    for step, why in (plan.get("again") or {}).items():
-        note(f"again: {step} ({why})")
+    if not path.exists():
+        raise InvalidInput(f"there is no workflow file or folder {path}")
+    load_workflow(path)
 
 
 def output(

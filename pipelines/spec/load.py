@@ -131,7 +131,8 @@ def parse_workflow(
 
 
 def load_workflow(folder: Path, *, known: Known | None = None) -> WorkflowFile:
-    """The workflow in one folder (`workflow.yaml` and its scripts). Raises NotFound or InvalidConfig."""
+    """The workflow in one folder (`workflow.yaml` and its scripts), or in one file of any name with the scripts beside
+    it. Raises NotFound or InvalidConfig."""
     loaded, problems = _load(folder, known or Known())
     raise_for(problems)
     if loaded is None:
@@ -153,7 +154,8 @@ def load_workflows(
 
 def workflow_names(folders: Iterable[Path]) -> frozenset[str]:
     """The names of the workflows in these folders, whether or not they are right otherwise."""
-    return frozenset(name for folder in folders if (name := _name_in(folder / WORKFLOW_FILE)))
+    files = (folder if folder.is_file() else folder / WORKFLOW_FILE for folder in folders)
+    return frozenset(name for file in files if (name := _name_in(file)))
 
 
 def readable_specs(folders: Iterable[Path]) -> dict[str, WorkflowSpec]:
@@ -171,7 +173,7 @@ def readable_specs(folders: Iterable[Path]) -> dict[str, WorkflowSpec]:
 
 
 def load_folders(folders: Iterable[Path], *, known: Known) -> dict[str, WorkflowFile]:
-    """The workflows in these folders by name, checked together (nesting, inputs of nested ones, doubles).
+    """The workflows in these folders (or files) by name, checked together (nesting, inputs of nested ones, doubles).
 
     Raises NotFound, or one InvalidConfig with the problems of all of them.
     """
@@ -220,6 +222,8 @@ def bundle(folder: Path) -> tuple[bytes, str]:
 
 def _load(folder: Path, known: Known) -> tuple[WorkflowFile | None, list[Problem]]:
     file = folder / WORKFLOW_FILE
+    if folder.is_file():
+        folder, file = folder.parent, folder
     shown = _shown(file)
     if not file.is_file():
         beside = closest(folder.name, (path.parent.name for path in folder.parent.glob(f"*/{WORKFLOW_FILE}")))

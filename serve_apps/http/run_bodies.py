@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import orjson
 from fastapi import Request
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException
 
@@ -67,8 +67,17 @@ class ResumeBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     workflow: dict[str, Any] | str | None = Field(default=None, description="the edited workflow, as YAML text or JSON")
+    files: dict[str, str] | None = Field(
+        default=None, description="with `workflow`: its scripts, file name → text; left out: the run's own scripts stay"
+    )
     digest: str | None = None
     confirm: bool = False
+
+    @model_validator(mode="after")
+    def _files_are_of_a_workflow(self) -> Self:
+        if self.files is not None and self.workflow is None:
+            raise ValueError("`files` are the scripts of an edited `workflow`, which is missing")
+        return self
 
 
 class CancelBody(BaseModel):

@@ -97,6 +97,15 @@ def build_router(
         needs is full then."""
         return {"slots": await gateway.slots()}
 
+    @router.post("/admin/gc", status_code=202, summary="Collect old runs and unused blobs")
+    async def collect(_: Operator, dry_run: bool = False) -> dict[str, Any]:
+        """Begins it and answers; `GET` tells how it goes. `dry_run`: only count. One is under way: that one's state."""
+        return await gateway.collect(dry_run=dry_run)
+
+    @router.get("/admin/gc", summary="The newest collection")
+    async def collection(_: Operator) -> dict[str, Any]:
+        return {"collection": await gateway.collection()}
+
     @router.get("/runs", summary="Runs, newest first")
     async def runs(
         _: Invoker,
@@ -226,7 +235,10 @@ def build_router(
         if request.workflow is not None:
             # An edited workflow can name code to run.
             require_role(caller, "operate")
-        return await gateway.resume(run_id, request.model_dump(exclude_none=True))
+        out = request.model_dump(exclude_none=True)
+        if request.files is not None:
+            out["files"] = {name: text.encode() for name, text in request.files.items()}
+        return await gateway.resume(run_id, out)
 
     @router.post("/runs/{run_id}/signals/{step}", status_code=202, summary="Answer an approval step")
     async def signal(run_id: str, step: str, request: Request, caller: Invoker) -> dict[str, Any]:

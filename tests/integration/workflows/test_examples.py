@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import itertools
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ DEV = """
 environment: dev
 images:
   dify/preprocess:1.0: {local: true}
+  examples/count-words:1.0: {callable: "pipelines.examples.words:count_words"}
+outbound_breaker: {consecutive_failures: 3, base_ejection_s: 2}
 queues:
   background: {concurrency: 2}
 models:
@@ -101,6 +105,11 @@ def photo(side: int) -> bytes:
         ("error_handler", None, "apologise", "sorry: nothing was charged"),
         ("error_handler", None, "survey", {"asked": False}),
         ("nested_child", {"word": "x"}, "upper", "X"),
+        ("clean_up", None, "report", "work: FAILED; undo: seat 12A is free again"),
+        ("clean_up", {"fail": False}, "report", "work: SUCCESS; undo: not needed"),
+        ("waits", None, "look", {"ready": True}),
+        ("image", {"text": "to  BE or not to be"}, "words", {"to": 2, "be": 2, "or": 1, "not": 1}),
+        ("resources", None, "light", {"CPU": 0.1}),
     ],
 )
 def test_an_example_gives_its_result(
@@ -133,6 +142,38 @@ def test_the_lock_example_gives_growing_fences(environment: Environment) -> None
     spans = sorted((r.steps["book"].raw["started_at"], r.steps["book"].raw["finished_at"]) for r in ended)
     assert all(r.succeeded for r in ended)
     assert all(before[1] <= after[0] for before, after in itertools.pairwise(spans))
+
+
+def test_the_breaker_example_parks_its_calls_and_goes_on(environment: Environment) -> None:
+    """Three failures open the breaker; the other calls are parked, spend no retry, and come through when it is well."""
+    script = EXAMPLES / "breaker" / "shaky_service.py"
+    with subprocess.Popen([sys.executable, str(script), "0"], stdout=subprocess.PIPE, text=True) as service:
+        try:
+            assert service.stdout is not None
+            url = service.stdout.readline().strip()
+            ended = run(environment, "breaker", {"url": url})
+        finally:
+            service.kill()
+    assert ended.steps["count"].output == "6 of 6 calls came through"
+    told = list(environment.client.events(ended.id))
+    parked = [event for event in told if event.event == "step.parked"]
+    assert {event.data["key"] for event in parked} == {f"host:{url.split('/')[2]}"}
+    assert all(event.data["spent"] != "busy" for event in told if event.event == "step.retrying")
+
+
+def test_the_fix_and_resume_example_repeats_nothing(environment: Environment) -> None:
+    """The walk-through of its first lines: what was read is not read again, and the answer says so beforehand."""
+    client, folder = environment.client, EXAMPLES / "fix_and_resume"
+    failed = client.run("fix_and_resume", timeout_s=60)
+    assert (failed.state, failed.steps["total"].state) == ("FAILED", "FAILED")
+    asked = client.resume(failed.id, workflow=folder / "mended.yaml")
+    assert asked["plan"]["kept"] == ["read"]
+    assert set(asked["plan"]["again"]) == {"total", "report"}
+    assert client.get_run(failed.id).state == "FAILED"
+    client.resume(failed.id, workflow=folder / "mended.yaml", confirm=True)
+    ended = client.wait(failed.id, timeout_s=60)
+    assert ended.steps["report"].output == "the total is 12"
+    assert ended.steps["read"].raw["attempts"] == 1
 
 
 def test_the_http_example_asks_this_cluster(environment: Environment) -> None:

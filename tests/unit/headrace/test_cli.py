@@ -250,7 +250,14 @@ def test_resume_with_an_edited_workflow_shows_the_plan_first(capsys: Capture, tm
     """With an edited file the kept steps are shown and nothing starts without --yes; with it the run goes on."""
     edited = tmp_path / "workflow.yaml"
     edited.write_text("workflow: {name: w, steps: [{id: a, type: approval}]}")
-    plan = {"kept": ["a"], "partial": [], "again": {"b": "its script changed"}, "removed": []}
+    child = {"run_id": "run-0-child", "kept": ["x"], "again": {"y": "it failed: no"}}
+    plan = {
+        "kept": ["a"],
+        "partial": ["e"],
+        "again": {"b": "its script changed"},
+        "removed": [],
+        "children": {"b": child},
+    }
     script = ScriptedTransport().on(
         "POST",
         "/runs/run-0-x/resume",
@@ -260,11 +267,70 @@ def test_resume_with_an_edited_workflow_shows_the_plan_first(capsys: Capture, tm
     )
     code, _, err = call(capsys, script, "resume", "run-0-x", "--workflow", str(edited))
     assert code == 1
-    assert "kept: a" in err
-    assert "again: b (its script changed)" in err
+    assert err.splitlines()[:6] == [
+        "kept: a (definition, script and input are the same)",
+        "kept in part: e (finished items or rounds stay)",
+        "again: b (its script changed)",
+        "b goes on with run-0-child:",
+        "  kept: x (definition, script and input are the same)",
+        "  again: y (it failed: no)",
+    ]
     code, out, _ = call(capsys, script, "resume", "run-0-x", "--workflow", str(edited), "--yes")
     assert (code, out) == (0, "run-0-x: RUNNING\n")
     assert [request.json().get("confirm") for request in script.sent] == [None, None, True]
+
+
+def test_resume_with_an_edited_folder_sends_its_scripts_and_registers_nothing(capsys: Capture, tmp_path: Path) -> None:
+    """What is only asked about must not become the newest definition."""
+    (tmp_path / "workflow.yaml").write_text("workflow: {name: w, steps: [{id: a, type: python_script}]}")
+    (tmp_path / "a.py").write_text("def main(): ...")
+    answer = {"id": "run-0-x", "confirmed": False, "plan": {"kept": ["a"]}}
+    script = ScriptedTransport().on("POST", "/runs/run-0-x/resume", reply(answer))
+    code, out, _ = call(capsys, script, "resume", "run-0-x", "--workflow", str(tmp_path), "--json")
+    assert (code, json.loads(out)) == (1, answer)
+    (request,) = script.sent
+    assert request.json()["files"]["a.py"] == "def main(): ..."
+
+
+def test_resume_tells_what_is_wrong_in_the_edited_file(capsys: Capture, tmp_path: Path) -> None:
+    """With the file's own name, before anything is sent."""
+    edited = tmp_path / "mended.yaml"
+    edited.write_text("workflow:\n  name: w\n  steps:\n    - {id: a, type: approval, depends_on: [b]}\n")
+    code, _, err = call(capsys, ScriptedTransport(), "resume", "run-0-x", "--workflow", str(edited))
+    assert code == 2
+    assert f"{edited}:4: workflow.steps.0.depends_on.0: there is no step 'b'" in err
+
+
+def test_a_run_is_shown_with_its_whole_error_and_its_reason(capsys: Capture) -> None:
+    """A table has room for the beginning only; what a person needs stands below it, uncut."""
+    long = "no rows in the file that was sent: " + ", ".join(f"column{n}" for n in range(40))
+    failed = {**FAILED, "created_at": 1.0, "parent": ["run-0-p", "sub", None]}
+    failed["steps"] = [
+        {"id": "a", "state": "FAILED", "error": {"message": long, "details": {"script": "a.py", "line": 3}}}
+    ]
+    code, out, _ = call(capsys, ScriptedTransport().on("GET", "/runs/run-0-x", reply(failed)), "runs", "run-0-x")
+    assert code == 0
+    for words in (f"  step a: {long}\n", "at a.py:3", "called by step sub of run-0-p", "error: step a failed: boom"):
+        assert words in out
+    cancelled = {**RUN, "state": "CANCELLED", "reason": "wrong file"}
+    script = (
+        ScriptedTransport()
+        .on("GET", "/runs/run-0-x", reply(cancelled))
+        .on("GET", "/runs", reply({"runs": [cancelled]}))
+    )
+    assert "reason: wrong file\n" in call(capsys, script, "runs", "run-0-x")[1]
+    assert "wrong file" in call(capsys, script, "runs")[1]
+
+
+def test_run_takes_a_workflow_yaml_but_no_other_file(capsys: Capture, tmp_path: Path) -> None:
+    """Its folder is meant; another file would be registered without anybody noticing which."""
+    for name in ("workflow.yaml", "mended.yaml"):
+        (tmp_path / name).write_text("workflow: {name: w, steps: [{id: a, type: approval}]}")
+    script = script_of(DONE).on("POST", "/admin/workflows", reply({"name": "w", "digest": "d"}, status=201))
+    assert call(capsys, script, "submit", str(tmp_path / "workflow.yaml"))[:2] == (0, "run-0-x\n")
+    code, _, err = call(capsys, script, "submit", str(tmp_path / "mended.yaml"))
+    assert code == 2
+    assert "name its folder" in err
 
 
 def test_validate_the_projects_own_files(capsys: Capture) -> None:
@@ -516,18 +582,6 @@ def test_down_works_with_a_broken_configuration(
     assert "not needed for this" in err
 
 
-def test_slots_say_who_holds_a_lock_and_who_waits(capsys: Capture) -> None:
-    """One line per lock or queue; long lists are cut with their count."""
-    held = [{"run_id": "run-0-a", "step": "book", "item": None, "fence": 3}]
-    waiting = [{"run_id": f"run-0-{n}", "step": "book", "item": n, "rank": 1.0} for n in range(5)]
-    row = {"name": "lock:account-7", "limit": 1, "held": held, "waiting": waiting}
-    script = ScriptedTransport().on("GET", "/slots", reply({"slots": [row]}))
-    code, out, _ = call(capsys, script, "slots")
-    assert code == 0
-    assert "lock:account-7  1 of 1  run-0-a book  run-0-0 book[0]" in out
-    assert out.rstrip().endswith("and 2 more")
-
-
 def test_breakers_are_listed_and_closed_by_name(capsys: Capture) -> None:
     """What is open, why, and when it is tried again; `reset` names what it closed."""
     row = {"target": "http:a.test", "state": "open", "ejections": 1, "changed_at": 1.0, "open_until": 1e12}
@@ -543,3 +597,15 @@ def test_breakers_are_listed_and_closed_by_name(capsys: Capture) -> None:
     assert "5 failures in a row" in out
     code, out, _ = call(capsys, script, "breakers", "reset", "http:a.test")
     assert (code, out) == (0, "http:a.test is closed\n")
+
+
+def test_slots_say_who_holds_a_lock_and_who_waits(capsys: Capture) -> None:
+    """One line per lock or queue; long lists are cut with their count."""
+    held = [{"run_id": "run-0-a", "step": "book", "item": None, "fence": 3}]
+    waiting = [{"run_id": f"run-0-{n}", "step": "book", "item": n, "rank": 1.0} for n in range(5)]
+    row = {"name": "lock:account-7", "limit": 1, "held": held, "waiting": waiting}
+    script = ScriptedTransport().on("GET", "/slots", reply({"slots": [row]}))
+    code, out, _ = call(capsys, script, "slots")
+    assert code == 0
+    assert "lock:account-7  1 of 1  run-0-a book  run-0-0 book[0]" in out
+    assert out.rstrip().endswith("and 2 more")

@@ -372,6 +372,13 @@ async def test_an_edited_workflow_needs_the_operate_role(server: Server) -> None
     planned = await server.post(f"/runs/{run_id}/resume", json={"workflow": WORKFLOW}, headers={"x-api-key": "op"})
     assert planned.json()["plan"]["kept"] == ["a"]
     assert not planned.json()["confirmed"]
+    before = (await server.client.get("/workflows/two")).json()["digest"]
+    edited = {"workflow": WORKFLOW, "files": {"a.py": "def main(): return 2", "b.py": "def main(): return 3"}}
+    planned = await server.post(f"/runs/{run_id}/resume", json=edited, headers={"x-api-key": "op"})
+    assert planned.json()["plan"]["kept"] == []
+    assert (await server.client.get("/workflows/two")).json()["digest"] == before
+    refused = await server.post(f"/runs/{run_id}/resume", json={"files": {}}, headers={"x-api-key": "op"})
+    assert (refused.status_code, "`files` are the scripts" in refused.text) == (400, True)
 
 
 async def test_workflows_are_registered_by_operators(server: Server) -> None:

@@ -1,0 +1,2 @@
+def main(reserved):
+    return f"seat {reserved['seat']} is free again"

@@ -1,0 +1,4 @@
+def main(fail):
+    if fail:
+        raise RuntimeError("the payment was refused")
+    return "paid"

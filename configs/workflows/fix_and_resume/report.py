@@ -1,0 +1,2 @@
+def main(total):
+    return f"the total is {total}"

@@ -1,0 +1,5 @@
+import time
+
+
+def main():
+    return {"ready_at": time.time() + 3}

@@ -1,0 +1,1 @@
+"""Small pieces of user code that the shipped workflows refer to: copy them to begin with."""
