@@ -37,8 +37,9 @@ class Keys:
             raise InvalidInput(f"no role {role!r}: {' or '.join(ROLES)}")
         if expires_in_s is not None and expires_in_s <= 0:
             raise InvalidInput("expires_in_s must be more than 0")
-        if len(name) > 200:
-            raise InvalidInput("a key's name has at most 200 characters")
+        if len(name) > 200 or not name.isprintable() or name in (".", ".."):
+            # A name stands in the path of the call that revokes the key.
+            raise InvalidInput("a key's name has 1 to 200 printable characters, and is not `.` or `..`")
         core = self._core
         async with core.lock:
             if any(key.name == name for key in core.state.keys.values()):

@@ -47,6 +47,7 @@ class Prefetching:
         if now - self._learned_at >= _LEARN_EVERY_S:
             self._learned_at = now
             arrivals, follows = self._seen.take_patterns()
+            arrivals = {model: times for model, times in arrivals.items() if model in self._core.state.models}
             if arrivals or follows:
                 async with self._core.lock:
                     await self._core.write(e.ArrivalsLearned(at=now, arrivals=arrivals, follows=follows))

@@ -144,7 +144,7 @@ def build_router(gateway: ControlGateway) -> APIRouter:
     async def keys_list(caller: Operator) -> Any:
         return await call("keys_list", caller)
 
-    @router.delete("/keys/{name}", response_model=m.KeyRevokedView, summary="Revoke an API key")
+    @router.delete("/keys/{name:path}", response_model=m.KeyRevokedView, summary="Revoke an API key")
     async def keys_revoke(name: str, caller: Operator) -> Any:
         return await call("keys_revoke", caller, name=name)
 

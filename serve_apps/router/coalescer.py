@@ -145,10 +145,13 @@ class Coalescer:
         queued = list(self._queue)
         self._queue.clear()
         _fail(queued, Unavailable("the router is stopping"))
-        tasks = list(self._hops)
-        for task in tasks:
+        hops = dict(self._hops)
+        for task in hops:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*hops, return_exceptions=True)
+        for batch in hops.values():
+            # A hop that was cancelled before its first turn could tell nobody.
+            _fail(batch, Unavailable("the router is stopping"))
 
 
 def _fail(batch: Sequence[_Item], error: HeadraceError) -> None:

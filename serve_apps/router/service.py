@@ -24,7 +24,10 @@ from serve_apps.router.mirror import COPY_PRIORITY, mirrors
 from serve_apps.router.retry import backoff_s, may_fall_back, may_retry
 from serve_apps.signature import check_inputs
 
-__all__ = ["Router", "load_function"]
+__all__ = ["LEAST_HOP_S", "Router", "load_function"]
+
+LEAST_HOP_S = 0.01
+"""With less than this left, nobody else is asked: a host that gives up at the deadline says so a little before it."""
 
 
 class Router(RouterCore):
@@ -34,13 +37,14 @@ class Router(RouterCore):
 
     async def infer(self, call: Call) -> Answer:
         """Answer `call`: errors are in the result. Cancelling gives up the work under way."""
-        self.stats.arrived(call.model)
         chosen = Chosen(call.model)
         try:
             deadline = self._deadline(call)
             decision = await self.decide(call)
         except HeadraceError as error:
             return Answer(InferResult(error=error), chosen)
+        # By the model of the table and not by what the caller wrote: the control plane keeps these names.
+        self.stats.arrived(decision.model)
         chosen.model, chosen.rule, chosen.why = decision.model, decision.rule, decision.why
         target, refused = decision.target, decision.refused
         left = len(decision.fallbacks)
@@ -52,7 +56,7 @@ class Router(RouterCore):
                 failed = result.error
                 if failed is None:
                     return Answer(result, chosen)
-                if not may_fall_back(failed) or deadline.remaining(self.clock.monotonic()) <= 0:
+                if not may_fall_back(failed) or deadline.remaining(self.clock.monotonic()) <= LEAST_HOP_S:
                     return Answer(result, chosen)
             plan = plan or self._fallbacks(decision, call)
             following = next(plan, None)
@@ -204,10 +208,10 @@ class Router(RouterCore):
 
         Raises the HeadraceError that the caller should see. An error after the first chunk is in the last chunk.
         """
-        self.stats.arrived(call.model)
         chosen = Chosen(call.model)
         deadline = self._deadline(call)
         decision = await self.decide(call)
+        self.stats.arrived(decision.model)
         chosen.rule, chosen.why = decision.rule, decision.why
         failure: HeadraceError = decision.refused or Unavailable("nobody can answer")
         left = len(decision.fallbacks)
@@ -217,7 +221,7 @@ class Router(RouterCore):
             except HeadraceError as error:
                 failure = error
         for target in self._fallbacks(decision, call):
-            if not may_fall_back(failure) or deadline.remaining(self.clock.monotonic()) <= 0:
+            if not may_fall_back(failure) or deadline.remaining(self.clock.monotonic()) <= LEAST_HOP_S:
                 break
             left -= 1
             if isinstance(target, HeadraceError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -121,6 +122,17 @@ async def test_invoke_keys_may_not_operate(client: httpx.AsyncClient) -> None:
     assert [key["name"] for key in (await client.get("/admin/keys")).json()["keys"]] == ["app", "ops"]
     assert (await client.delete("/admin/keys/app")).json() == {"name": "app", "revoked": True}
     assert (await client.get("/admin/models", headers=app)).status_code == 401
+
+
+async def test_a_key_of_any_name_can_be_revoked(client: httpx.AsyncClient) -> None:
+    """What could be made can be unmade: slashes, spaces and other scripts in a name are no hindrance."""
+    for name in ("team/app", "a b", "\u56e2\u961f", "...", "a?b#c%2F"):
+        made = await client.post("/admin/keys", json={"name": name})
+        assert made.status_code == 201, made.text
+        gone = await client.delete(f"/admin/keys/{quote(name, safe='')}")
+        assert (gone.status_code, gone.json().get("name")) == (200, name), gone.text
+    for name in ("..", "a\nb", "x" * 201):
+        assert (await client.post("/admin/keys", json={"name": name})).status_code in (400, 422)
 
 
 async def test_bad_bodies_are_problems(client: httpx.AsyncClient) -> None:

@@ -170,6 +170,19 @@ async def test_closing_fails_what_waits() -> None:
     assert all(isinstance(error, Unavailable) for error in got)
 
 
+async def test_a_call_whose_hop_had_no_turn_yet_is_told_too() -> None:
+    """Closing in the very moment in which a hop is made leaves no caller waiting for ever."""
+    hops = Hops()
+    merger = Coalescer(hops)
+    waiting = asyncio.ensure_future(merger.submit(request(1)))
+    await turns(2)
+    assert (merger.in_flight, hops.sizes) == (1, [])
+    await merger.close()
+    with pytest.raises(Unavailable):
+        async with asyncio.timeout(5):
+            await waiting
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     pauses=st.lists(st.integers(0, 3), min_size=1, max_size=40),

@@ -212,6 +212,18 @@ async def test_a_failing_mirror_is_not_seen() -> None:
     assert len(hosts["m-2.0.0"].calls) == 1
 
 
+async def test_arrivals_are_counted_by_names_of_the_table() -> None:
+    """A route's call counts for the model it led to, and a name that a caller made up for nothing: the control plane
+    writes these names down."""
+    table = table_of(model_entry("m"), routes={"r": {"rules": [], "default": "m"}})
+    router, _ = make(table)
+    for name in ("m", "r", "m@1.0.0", "made up", "m@9.9.9"):
+        await router.infer(call(name))
+    with pytest.raises(NotFound):
+        await router.stream(call("made up too"))
+    assert router.stats.report(1).arrivals == {"m": 3}
+
+
 @pytest.mark.parametrize("error", [None, ModelError("shadow"), Unavailable("dead")])
 async def test_a_mirror_counts_for_nobody(error: HeadraceError | None) -> None:
     """Copies are in no report (breaker, release, feedback), in no caller's metric and in no adaptive figure."""
