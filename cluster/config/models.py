@@ -26,6 +26,7 @@ __all__ = [
     "QueueConfig",
     "ReleaseConfig",
     "Resources",
+    "RetentionConfig",
     "RetryConfig",
     "RouteConfig",
     "RouterConfig",
@@ -322,10 +323,22 @@ class StorageConfig(Strict):
     secret_key: SecretRef | SecretStr | None = None
 
 
+class RetentionConfig(Strict):
+    """What the bucket keeps. A step must not hold longer than `blobs` less a day what it saved and has not returned."""
+
+    runs: Seconds | None = Field(
+        default=None, ge=86_400, description="finished runs and their logs; '90d' is accepted; null: for ever"
+    )
+    blobs: Seconds = Field(
+        default=7 * 86_400, ge=2 * 86_400, description="files and values that no run needs any more, after their upload"
+    )
+
+
 class StateConfig(Strict):
     shards: int = Field(default=1, ge=1, le=64)
     blob_threshold_kb: int = Field(default=64, ge=1)
     snapshot_every: int = Field(default=2000, ge=10, description="segments between two snapshots")
+    retention: RetentionConfig = RetentionConfig()
 
 
 class AuthConfig(Strict):

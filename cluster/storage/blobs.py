@@ -7,14 +7,16 @@ import hashlib
 import os
 import tempfile
 import threading
-from collections.abc import Coroutine, Mapping
+import time
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import orjson
 
-from cluster.errors import CorruptObject, InvalidInput, ObjectNotFound
+from cluster.errors import AlreadyExists, CorruptObject, InvalidInput, ObjectNotFound
+from cluster.storage.keeping import Keeper
 from cluster.storage.port import Bucket
 
 __all__ = ["BlobRef", "BlobStore", "BlockingBlobs"]
@@ -69,8 +71,9 @@ class BlobRef:
 class BlobStore:
     """Puts and gets blobs. The same bytes are stored once; what is read is checked against its SHA-256."""
 
-    def __init__(self, bucket: Bucket):
+    def __init__(self, bucket: Bucket, *, now: Callable[[], float] = time.time):
         self._bucket = bucket
+        self._keeper = Keeper(bucket, now=now)
 
     @property
     def bucket(self) -> Bucket:
@@ -88,9 +91,18 @@ class BlobStore:
         ref = BlobRef(
             sha256=hashlib.sha256(data).hexdigest(), size=len(data), media_type=media_type, name=name, spilled=spilled
         )
-        if not await self._stored(ref):
-            await self._bucket.put(ref.key, data)
+        if ref.size >= _SKIP_FROM and await self._stored(ref):
+            return ref
+        try:
+            await self._bucket.create(ref.key, data)
+        except AlreadyExists:
+            if not await self._stored(ref):
+                await self._bucket.put(ref.key, data)
         return ref
+
+    async def keep(self, ref: BlobRef) -> bool:
+        """Whether a blob that a new run refers to is there; from now on it stays for as long as a new one would."""
+        return await self._keeper.keep(ref.sha256, ref.key)
 
     async def put_json(self, value: Any, *, name: str | None = None, spilled: bool = False) -> BlobRef:
         """Store a JSON-like value."""
@@ -135,12 +147,13 @@ class BlobStore:
             partial.unlink(missing_ok=True)
 
     async def _stored(self, ref: BlobRef) -> bool:
-        if ref.size < _SKIP_FROM:
-            return False
+        """Whether it is there, whole, and stays."""
         try:
-            return await self._bucket.size(ref.key) == ref.size
+            if await self._bucket.size(ref.key) != ref.size:
+                return False
         except ObjectNotFound:
             return False
+        return await self._keeper.keep(ref.sha256, ref.key)
 
 
 class BlockingBlobs:

@@ -75,7 +75,7 @@ class FileBucket:
     async def put(self, key: str, data: bytes) -> None:
         await self._run(lambda: self._replace(self._path(key), lambda descriptor: _write(descriptor, data)), key)
 
-    async def delete(self, key: str) -> None:
+    async def delete(self, key: str, *, once: bool = False) -> None:
         await self._run(lambda: self._path(key).unlink(missing_ok=True), key)
 
     async def list(self, prefix: str, *, start_after: str = "") -> list[str]:
@@ -83,6 +83,9 @@ class FileBucket:
 
     async def size(self, key: str) -> int:
         return await self._run(lambda: self._path(key).stat().st_size, key)
+
+    async def modified(self, key: str) -> float:
+        return await self._run(lambda: self._path(key).stat().st_mtime, key)
 
     async def upload(self, key: str, path: Path) -> None:
         def copy(descriptor: int) -> None:

@@ -33,8 +33,9 @@ class Bucket(Protocol):
         """Write or overwrite, durable on return."""
         ...
 
-    async def delete(self, key: str) -> None:
-        """Remove; an absent key is no error."""
+    async def delete(self, key: str, *, once: bool = False) -> None:
+        """Remove; an absent key is no error. `once`: send one request and no second one, whatever comes of it, so that
+        an object that somebody makes anew is not removed by a repeat."""
         ...
 
     async def list(self, prefix: str, *, start_after: str = "") -> list[str]:
@@ -43,6 +44,10 @@ class Bucket(Protocol):
 
     async def size(self, key: str) -> int:
         """The object's length in bytes, without reading it. Raises `ObjectNotFound`."""
+        ...
+
+    async def modified(self, key: str) -> float:
+        """When the object was written, in seconds since the epoch (by the bucket's clock). Raises `ObjectNotFound`."""
         ...
 
     async def upload(self, key: str, path: Path) -> None:

@@ -113,12 +113,12 @@ class S3Bucket:
 
         await self._retry(key, call)
 
-    async def delete(self, key: str) -> None:
+    async def delete(self, key: str, *, once: bool = False) -> None:
         async def call(client: Any) -> None:
             await client.delete_object(Bucket=self._bucket, Key=self._name(key))
 
         with contextlib.suppress(ObjectNotFound):
-            await self._retry(key, call)
+            await self._retry(key, call, tries=1 if once else _TRIES)
 
     async def list(self, prefix: str, *, start_after: str = "") -> _Keys:
         found: _Keys = []
@@ -142,6 +142,13 @@ class S3Bucket:
         async def call(client: Any) -> int:
             answer = await client.head_object(Bucket=self._bucket, Key=self._name(key))
             return int(answer["ContentLength"])
+
+        return await self._retry(key, call)
+
+    async def modified(self, key: str) -> float:
+        async def call(client: Any) -> float:
+            answer = await client.head_object(Bucket=self._bucket, Key=self._name(key))
+            return float(answer["LastModified"].timestamp())
 
         return await self._retry(key, call)
 
@@ -255,8 +262,8 @@ class S3Bucket:
             )
         )
 
-    async def _retry(self, key: str, call: Callable[[Any], Awaitable[T]]) -> T:
-        for attempt in range(_TRIES):
+    async def _retry(self, key: str, call: Callable[[Any], Awaitable[T]], *, tries: int = _TRIES) -> T:
+        for attempt in range(tries):
             try:
                 return await call(await self._client())
             except StorageError:
@@ -265,7 +272,7 @@ class S3Bucket:
                 translated = _translate(error, self.url, key)
                 if translated is None:
                     raise
-                if attempt == _TRIES - 1 or not isinstance(translated, StorageUnavailable):
+                if attempt == tries - 1 or not isinstance(translated, StorageUnavailable):
                     raise translated from error
             # "Full jitter": https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
             await asyncio.sleep(self._random.uniform(0, min(5.0, 0.05 * 2**attempt)))

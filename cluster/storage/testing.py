@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import bisect
 import random
+import time
 from collections import Counter
 from collections.abc import Callable
 from contextvars import Context
@@ -51,6 +52,9 @@ class MemoryBucket:
     network: Context | None = None
     name: str = "test"
     calls: Counter[str] = field(default_factory=Counter)
+    times: dict[str, float] = field(default_factory=dict)
+    """When objects were written, where `now` was asked; share it together with `objects`."""
+    now: Callable[[], float] = time.time
     _messages: set[asyncio.Task[None]] = field(default_factory=set)
 
     @property
@@ -65,9 +69,9 @@ class MemoryBucket:
 
     async def put(self, key: str, data: bytes) -> None:
         check_key(key)
-        await self._call("put", lambda: self.objects.__setitem__(key, bytes(data)))
+        await self._call("put", lambda: self._write(key, bytes(data)))
 
-    async def delete(self, key: str) -> None:
+    async def delete(self, key: str, *, once: bool = False) -> None:
         await self._call("delete", lambda: self.objects.pop(check_key(key), None))
 
     async def list(self, prefix: str, *, start_after: str = "") -> list[str]:
@@ -75,6 +79,9 @@ class MemoryBucket:
 
     async def size(self, key: str) -> int:
         return await self._call("size", lambda: len(self._get(key)))
+
+    async def modified(self, key: str) -> float:
+        return await self._call("modified", lambda: self._modified(key))
 
     async def upload(self, key: str, path: Path) -> None:
         await self.put(key, path.read_bytes())
@@ -96,7 +103,15 @@ class MemoryBucket:
     def _create(self, key: str, data: bytes) -> None:
         if check_key(key) in self.objects:
             raise AlreadyExists(f"{self.url}/{key} exists", details={"key": key})
+        self._write(key, data)
+
+    def _write(self, key: str, data: bytes) -> None:
         self.objects[key] = data
+        self.times[key] = self.now()
+
+    def _modified(self, key: str) -> float:
+        self._get(key)
+        return self.times.get(key, self.now())
 
     def _find(self, prefix: str, start_after: str) -> _Keys:
         keys = sorted(key for key in self.objects if key.startswith(prefix))

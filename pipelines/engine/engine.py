@@ -112,6 +112,10 @@ class Engine:
         state = self._core.state
         return {name: state.plans[digest] for name, digest in state.latest.items()}
 
+    def bundles(self) -> frozenset[str]:
+        """The digests of the folders of all definitions, old ones included."""
+        return frozenset(plan.bundle for plan in self._core.state.plans.values() if plan.bundle is not None)
+
     def plan(self, digest: str) -> Plan:
         """A definition by its digest. Raises `NotFound`."""
         return self._core.state.plan(digest)

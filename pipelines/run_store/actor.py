@@ -33,8 +33,8 @@ __all__ = ["METHODS", "RunStoreActor", "build_store"]
 
 METHODS = frozenset(
     {
-        "cancel", "events", "get", "items", "list", "logs", "output", "register", "replay_webhook", "resume", "signal",
-        "slots", "submit", "workflow", "workflows",
+        "cancel", "collect", "collection", "events", "get", "items", "list", "logs", "output", "register",
+        "replay_webhook", "resume", "signal", "slots", "submit", "workflow", "workflows",
     }
 )  # fmt: skip
 START_WAIT_S = 20.0

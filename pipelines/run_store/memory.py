@@ -25,7 +25,14 @@ from pipelines.run_store.history import History, is_public
 from pipelines.run_store.hosts import HostStates
 from pipelines.run_store.idempotency import IdempotencyKeys
 from pipelines.run_store.outbox import Delivery, Outbox, payload
-from pipelines.run_store.records import Archived, HostBreakerMoved, StoreFact, WebhookAttempted, WebhookQueued
+from pipelines.run_store.records import (
+    Archived,
+    HostBreakerMoved,
+    RunsCollected,
+    StoreFact,
+    WebhookAttempted,
+    WebhookQueued,
+)
 from pipelines.run_store.runids import order_key
 
 __all__ = ["Entry", "Memory", "delivery_of"]
@@ -91,6 +98,8 @@ class Memory:
         """Take one fact of the run store itself."""
         if isinstance(fact, Archived):
             self.archive.add(fact.segments)
+        elif isinstance(fact, RunsCollected):
+            self.archive.remove(fact.keys, runs=len(fact.run_ids), before=fact.before)
         elif isinstance(fact, WebhookAttempted):
             self.outbox.handle(fact.attempted)
         elif isinstance(fact, WebhookQueued):
@@ -118,6 +127,7 @@ class Memory:
             "keys": self.keys.to_state(),
             "outbox": self.outbox.to_state(),
             "archive": self.archive.to_state(),
+            "collected": [self.archive.collected.runs, self.archive.collected.before],
             "hosts": self.hosts.to_state(),
         }
 
@@ -133,7 +143,7 @@ class Memory:
         self._order = sorted(self._by_order)
         self.keys.restore(state["keys"])
         self.outbox = Outbox.from_state(state["outbox"])
-        self.archive.restore(state["archive"])
+        self.archive.restore(state["archive"], state.get("collected"))
         self.hosts.restore(state["hosts"])
 
     def _add(self, run_id: str) -> Entry:

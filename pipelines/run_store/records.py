@@ -22,6 +22,7 @@ __all__ = [
     "Archived",
     "HostBreakerMoved",
     "Record",
+    "RunsCollected",
     "StoreFact",
     "WebhookAttempted",
     "WebhookQueued",
@@ -36,6 +37,15 @@ class Archived:
     """These objects hold finished runs; `RunEvicted` facts that follow say which of them left memory."""
 
     segments: tuple[ArchiveSegment, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunsCollected:
+    """Objects of the archive were given up, with their runs, which had all ended `before` this time."""
+
+    keys: tuple[str, ...]
+    run_ids: tuple[str, ...]
+    before: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +71,7 @@ class HostBreakerMoved:
     state: Mapping[str, Any] | None
 
 
-StoreFact = Archived | WebhookAttempted | WebhookQueued | HostBreakerMoved
+StoreFact = Archived | RunsCollected | WebhookAttempted | WebhookQueued | HostBreakerMoved
 Record = Event | StoreFact
 
 
@@ -79,6 +89,8 @@ def encode_fact(fact: StoreFact) -> bytes:
     """One store fact as a record."""
     if isinstance(fact, Archived):
         raw: dict[str, Any] = {"r": "Archived", "segments": [segment.to_dict() for segment in fact.segments]}
+    elif isinstance(fact, RunsCollected):
+        raw = {"r": "RunsCollected", "keys": fact.keys, "run_ids": fact.run_ids, "before": fact.before}
     elif isinstance(fact, WebhookAttempted):
         raw = {"r": "WebhookAttempted", **fact.attempted.to_dict()}
     elif isinstance(fact, WebhookQueued):
@@ -107,6 +119,8 @@ def decode_record(data: bytes) -> Record:
     try:
         if name == "Archived":
             return Archived(segments=tuple(ArchiveSegment.from_dict(segment) for segment in raw["segments"]))
+        if name == "RunsCollected":
+            return RunsCollected(keys=tuple(raw["keys"]), run_ids=tuple(raw["run_ids"]), before=raw["before"])
         if name == "WebhookAttempted":
             return WebhookAttempted(attempted=Attempted(**_known(Attempted, raw)))
         if name == "WebhookQueued":

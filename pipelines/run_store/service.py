@@ -6,6 +6,7 @@ machinery is in `kernel.py`, what happens on the side in `housekeeping.py`.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -26,11 +27,13 @@ from cluster.errors import (
 from cluster.log import LogOptions
 from cluster.names import run_id as make_run_id
 from cluster.names import shard_of_run
-from cluster.storage import Bucket
+from cluster.storage import BlobRef, Bucket
 from pipelines.engine import Decision
 from pipelines.engine.core import EngineLimits
 from pipelines.engine.plan import compile_plan, definition_digest, spec_to_dict
 from pipelines.executor.port import Executor
+from pipelines.executor.values import references
+from pipelines.run_store.collector import Collector
 from pipelines.run_store.hosts import SaidOfHost
 from pipelines.run_store.housekeeping import ENDED, Archiver, Reporter, WebhookPump
 from pipelines.run_store.idempotency import fingerprint
@@ -49,6 +52,7 @@ from pipelines.spec.check import Known
 __all__ = ["RunStore"]
 
 TROUBLE_GRACE_S = 2.0
+_KEEP_AT_ONCE = 32
 T = TypeVar("T")
 PAGE = 1000
 
@@ -90,6 +94,7 @@ class RunStore(RunReader):
             on_fatal=on_fatal,
         )
         self.archiver = Archiver(kernel=self.kernel)
+        self.collector = Collector(kernel=self.kernel)
         self.webhooks = WebhookPump(kernel=self.kernel, sender=sender, signer=signer)
         self.known = known or Known()
         self._executor = executor
@@ -107,6 +112,7 @@ class RunStore(RunReader):
         self.kernel.metrics.recovered(self.kernel.clock.monotonic() - began)
         self.kernel.spawn(self.archiver.run())
         self.kernel.spawn(self.webhooks.run())
+        self.kernel.spawn(self.collector.run())
         self.kernel.spawn(Reporter(kernel=self.kernel).run())
 
     async def close(self) -> None:
@@ -168,6 +174,7 @@ class RunStore(RunReader):
             keys.begin(key, body)
         try:
             value = await _stored(self._spilled(request.get("input")))
+            await _stored(self._keep_files(value))
             future = kernel.decide(
                 lambda: kernel.engine.submit(
                     str(request["workflow"]),
@@ -278,6 +285,16 @@ class RunStore(RunReader):
         self.kernel.outbox_changed.set()
         return {"id": run_id, "webhook": self.webhook_view(view)}
 
+    async def collect(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Begin to collect old runs and unused blobs: `{id, dry_run}`. One that is under way goes on: its view then."""
+        self.kernel.check_open()
+        return self.collector.start(str(request["id"]), dry_run=bool(request["dry_run"]))
+
+    async def collection(self) -> dict[str, Any] | None:
+        """The newest collection of this shard, and how it goes; None before the first."""
+        self.kernel.check_open()
+        return self.collector.view()
+
     # ---- workflows ----
 
     async def register(self, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -327,7 +344,7 @@ class RunStore(RunReader):
             summary = kernel.engine.summary(run_id)
             await kernel.wait(kernel.memory.entries[run_id].last, timeout_s=self.settings.durable_timeout_s)
             return summary
-        record = await kernel.memory.archive.find(run_id)
+        record = await self.find_archived(run_id)
         return None if record is None else dict(kernel.engine.view_of_record(orjson.loads(record)))
 
     def _check_accepting(self) -> None:
@@ -383,6 +400,15 @@ class RunStore(RunReader):
                 out[name] = child
         return out
 
+    async def _keep_files(self, value: Any) -> None:
+        """Files that the input names, and that were stored long ago, are not lost to a collection from now on.
+
+        What only looks like a reference is JSON like any other, and so is the name of a file that is not there.
+        """
+        found = [ref for raw in references(value) if (ref := _reference(raw)) is not None]
+        for start in range(0, len(found), _KEEP_AT_ONCE):
+            await asyncio.gather(*map(self.kernel.blobs.keep, found[start : start + _KEEP_AT_ONCE]))
+
     async def _restore(self, run_id: str) -> None:
         """Bring an archived run back into memory, and the nested runs that its steps point to."""
         kernel = self.kernel
@@ -410,6 +436,14 @@ async def _stored(work: Awaitable[T]) -> T:
         raise
     except StorageError as error:
         raise StorageUnavailable(error.message, details=error.details, retry_after_s=5) from error
+
+
+def _reference(raw: Mapping[str, Any]) -> BlobRef | None:
+    """A well-formed reference; what only looks like one is JSON like any other."""
+    try:
+        return BlobRef.parse(raw)
+    except InvalidInput:
+        return None
 
 
 def _nothing() -> Decision:

@@ -16,6 +16,8 @@ class StoreSettings:
     records, and no fewer than some per run in memory, so that snapshots stay a small part of the work.
     `archive_batch` finished runs are moved to the bucket together, at the latest `archive_after_s` after the first of
     them ended. `durable_timeout_s`: how long a caller waits for durability before it is told to come again.
+    `retain_runs_s`: how long finished runs are kept (None: for ever); `blob_grace_s`: how long a blob that no run names
+    is kept; `collect_every_s`: how often both are looked at.
     """
 
     max_queued_runs: int = 100_000
@@ -31,6 +33,10 @@ class StoreSettings:
     read_timeout_s: float = 5.0
     max_wait_s: float = 60.0
     webhook_parallel: int = 32
+    shards: int = 1
+    retain_runs_s: float | None = None
+    blob_grace_s: float = 7 * 86_400.0
+    collect_every_s: float = 86_400.0
     watch_owner_s: float = 5.0
 
     @classmethod
@@ -40,4 +46,7 @@ class StoreSettings:
             max_queued_runs=config.limits.max_queued_runs,
             spill_bytes=config.state.blob_threshold_kb * 1024,
             snapshot_every=config.state.snapshot_every,
+            shards=config.state.shards,
+            retain_runs_s=config.state.retention.runs,
+            blob_grace_s=config.state.retention.blobs,
         )

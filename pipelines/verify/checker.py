@@ -65,6 +65,14 @@ class Checker:
             self._broken("nothing_lost", f"run {run_id} has left memory, and no archive holds it", run_id=run_id)
         self.submitted |= archived
 
+    def note_collected(self, run_ids: Iterable[str]) -> None:
+        """These finished runs were given up, as `state.retention` says."""
+        for run_id in run_ids:
+            self.report.counts["runs collected"] += 1
+            self.submitted.add(run_id)
+            if self.evicted.pop(run_id, None) is None and run_id in self._runs:
+                self._broken("nothing_lost", f"run {run_id} was collected while it was in memory", run_id=run_id)
+
     # ---- runs ----
 
     def _on_WorkflowRegistered(self, e: ev.WorkflowRegistered) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import orjson
 
@@ -11,10 +11,12 @@ from cluster.clock import SystemIds
 from cluster.config.models import StorageConfig
 from cluster.errors import CorruptObject, FormatVersionUnsupported, NotFound, ObjectNotFound
 from cluster.log import History, LogReader
+from cluster.names import shard_of_run
 from cluster.storage import Bucket, ResolveSecret, environment_secret, open_bucket
 from cluster.storage.probe import read_format
 from pipelines.run_store.archive import Archive
-from pipelines.run_store.records import Archived, StoreFact, decode_record
+from pipelines.run_store.records import Archived, RunsCollected, StoreFact, decode_record
+from pipelines.run_store.runids import created_ms, order_key
 from pipelines.run_store.snapshots import split_snapshot
 from pipelines.verify.checker import Checker
 from pipelines.verify.report import Report, Violation
@@ -44,17 +46,34 @@ async def verify_bucket(bucket: Bucket, *, acknowledged: Iterable[str] = ()) -> 
     if await read_format(bucket) is None and not shards:
         raise NotFound(f"{bucket.url} holds nothing of headrace: is the URL right?")
     seen: set[str] = set()
+    collected: dict[str, float] = {}
     for shard in shards:
-        found, run_ids = await _verify_shard(bucket, f"runs/{shard}")
+        found, run_ids, collected[shard] = await _verify_shard(bucket, f"runs/{shard}")
         report.merge(found)
         seen |= run_ids
     if await bucket.list("control/wal/"):
         report.merge(await _verify_integrity(bucket, "control"))
+    gone = 0
     for run_id in sorted(set(acknowledged) - seen):
+        if _may_be_collected(run_id, collected):
+            gone += 1
+            continue
         report.violations.append(
             Violation(invariant="nothing_lost", message=f"acknowledged run {run_id} is nowhere", run_id=run_id)
         )
+    if gone:
+        report.notes.append(
+            f"{gone} acknowledged runs are older than what state.retention let be collected: nothing is left to check"
+        )
     return report
+
+
+def _may_be_collected(run_id: str, collected: Mapping[str, float]) -> bool:
+    """Whether a run was submitted before the time up to which runs of its shard were collected."""
+    try:
+        return created_ms(order_key(run_id)) / 1000 < collected.get(str(shard_of_run(run_id)), 0.0)
+    except ValueError:
+        return False
 
 
 def _number(shard: str) -> tuple[int, str]:
@@ -82,17 +101,17 @@ async def _verify_integrity(bucket: Bucket, prefix: str) -> Report:
     return report
 
 
-async def _verify_shard(bucket: Bucket, prefix: str) -> tuple[Report, set[str]]:
+async def _verify_shard(bucket: Bucket, prefix: str) -> tuple[Report, set[str], float]:
     checker = Checker(log=prefix)
     history = await _read(bucket, prefix, checker.report)
     if history is None:
-        return checker.report, set()
+        return checker.report, set(), 0.0
     archive = Archive(bucket=bucket, prefix=prefix, ids=SystemIds())
     start = 0
     if history.snapshot is not None:
         engine, store = map(orjson.loads, split_snapshot(history.snapshot.body))
         checker.load(engine, [(key, run_id, at) for key, _, run_id, at in store["keys"]])
-        archive.restore(store["archive"])
+        archive.restore(store["archive"], store.get("collected"))
         start = history.snapshot.position
     for position, data in enumerate(history.records(), start=start):
         try:
@@ -104,6 +123,9 @@ async def _verify_shard(bucket: Bucket, prefix: str) -> tuple[Report, set[str]]:
             continue
         if isinstance(record, Archived):
             archive.add(record.segments)
+        elif isinstance(record, RunsCollected):
+            archive.remove(record.keys, runs=len(record.run_ids), before=record.before)
+            checker.note_collected(record.run_ids)
         elif not isinstance(record, StoreFact):
             checker.feed(record, position=position)
         if position % 10_000 == 0:
@@ -115,4 +137,4 @@ async def _verify_shard(bucket: Bucket, prefix: str) -> tuple[Report, set[str]]:
     else:
         checker.report.counts["runs archived"] += len(archived)
         checker.note_archived(archived)
-    return checker.report, checker.submitted
+    return checker.report, checker.submitted, archive.collected.before

@@ -58,6 +58,14 @@ class RunsGateway(Protocol):
 
     async def replay_webhook(self, run_id: str) -> dict[str, Any]: ...
 
+    async def collect(self, *, dry_run: bool) -> dict[str, Any]:
+        """Begin a collection of old runs and unused blobs, and tell of it as `collection` does."""
+        ...
+
+    async def collection(self) -> dict[str, Any] | None:
+        """The newest collection: `{id, dry_run, state, started_at, finished_at, error, counts}`."""
+        ...
+
     async def register(self, bundle: Mapping[str, Any]) -> dict[str, Any]: ...
 
     async def workflows(self) -> list[dict[str, Any]]: ...
@@ -132,6 +140,17 @@ class ShardedRunsGateway:
     async def replay_webhook(self, run_id: str) -> dict[str, Any]:
         return dict(await self._owner(run_id, "replay_webhook"))
 
+    async def collect(self, *, dry_run: bool) -> dict[str, Any]:
+        request = {"id": self._ids.ulid(), "dry_run": dry_run}
+        views = await self._every("collect", (request,))
+        return _one_collection(views) or {}
+
+    async def collection(self) -> dict[str, Any] | None:
+        return _one_collection(await self._every("collection", ()))
+
+    async def _every(self, method: str, args: tuple[Any, ...]) -> list[Any]:
+        return await asyncio.gather(*(self._call(shard, method, args, timeout_s=30.0) for shard in range(self._shards)))
+
     async def register(self, bundle: Mapping[str, Any]) -> dict[str, Any]:
         answers = await asyncio.gather(
             *(self._call(shard, "register", (dict(bundle),), timeout_s=30.0) for shard in range(self._shards))
@@ -170,6 +189,26 @@ class ShardedRunsGateway:
 def _order(identifier: str) -> str:
     """The time-ordered part of a run id."""
     return identifier.rsplit("-", 1)[-1]
+
+
+def _one_collection(views: list[Mapping[str, Any] | None]) -> dict[str, Any] | None:
+    """What all shards say of one collection, as one: it runs while any does, and failed when any did."""
+    found = [view for view in views if view is not None]
+    if not found:
+        return None
+    newest = max(found, key=lambda view: view["started_at"])
+    mine = [view for view in found if view["id"] == newest["id"]]
+    counts = {name: sum(view["counts"][name] for view in mine) for name in newest["counts"]}
+    states = {view["state"] for view in mine}
+    state = next(state for state in ("running", "failed", "done") if state in states)
+    ends = [view["finished_at"] for view in mine if view["finished_at"] is not None]
+    return {
+        **newest,
+        "state": state,
+        "counts": counts,
+        "finished_at": max(ends) if ends and state != "running" else None,
+        "error": next((view["error"] for view in mine if view["error"]), None),
+    }
 
 
 class RayRunsGateway(ShardedRunsGateway):
