@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from cluster.clock import Clock, IdSource
-from cluster.errors import Fenced, NotFound, Unavailable
+from cluster.errors import Fenced, NotFound, StorageError, Unavailable
 from serve_apps.control.apply import apply
 from serve_apps.control.events import decode_event, encode_event
 from serve_apps.control.ports import Deployer, Journal
@@ -58,17 +58,19 @@ class Core:
         return self.clock.now()
 
     async def write(self, *events: Any) -> None:
-        """Make facts durable, then true. The caller holds `lock`. Raises `Fenced` (and stops this owner for good)."""
+        """Make facts durable, then true. The caller holds `lock`. Raises `Fenced`, or another `StorageError` with which
+        the log has stopped; either stops this owner for good."""
         if not events:
             return
         if self.fenced:
             raise Fenced("another control plane has taken over: ask again, the call goes to the new one")
         try:
             await self.journal.append([encode_event(event) for event in events])
-        except Fenced:
-            self.fenced = True
-            _log.error("another control plane owns the log now: this one stops")
-            self._on_fenced()
+        except StorageError as error:
+            # Also when it is no fence: the log takes nothing more, and whether it holds these facts only a new start
+            # can tell. Going on would answer from a memory that is behind the log.
+            _log.error("this control plane stops, its log cannot be written any more: %s", error)
+            self._stop()
             raise
         for event in events:
             apply(self.state, event)
@@ -84,16 +86,18 @@ class Core:
         try:
             await self.journal.check_owner()
         except Fenced:
-            self.fenced = True
-            self._on_fenced()
+            self._stop()
             raise
+
+    def _stop(self) -> None:
+        self.fenced = True
+        self._on_fenced()
 
     async def _snapshot(self) -> None:
         try:
             await self.journal.snapshot(self.state.model_dump_json().encode())
         except Fenced:
-            self.fenced = True
-            self._on_fenced()
+            self._stop()
             raise
         except Exception as error:
             # The log alone holds everything; replay only takes longer. The next write tries again.

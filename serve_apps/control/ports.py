@@ -25,7 +25,8 @@ class Journal(Protocol):
         ...
 
     async def append(self, records: Sequence[bytes]) -> object:
-        """Return once all records are durable. Raises `Fenced` when another owner has taken over."""
+        """Return once all records are durable, however long the bucket is away. Raises `Fenced` when another owner has
+        taken over, or another `StorageError` when the log can write no more."""
         ...
 
     async def snapshot(self, data: bytes) -> None:

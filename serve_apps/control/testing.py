@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from cluster.errors import Fenced, HeadraceError, NotFound
+from cluster.errors import Fenced, HeadraceError, NotFound, StorageError
 from serve_apps.control.ports import AppSpec, AppStatus
 from serve_apps.protocol import InferRequest, InferResult
 
@@ -20,6 +20,7 @@ class MemoryJournal:
     records: list[bytes] = field(default_factory=list)
     snapshots: list[bytes] = field(default_factory=list)
     fenced: bool = False
+    broken: StorageError | None = None
     epoch: int = 1
 
     async def check_owner(self) -> None:
@@ -29,6 +30,8 @@ class MemoryJournal:
     async def append(self, records: Sequence[bytes]) -> int:
         if self.fenced:
             raise Fenced("another owner has written")
+        if self.broken is not None:
+            raise self.broken
         self.records += records
         return len(self.records)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cluster.errors import Conflict, Fenced, Forbidden, InvalidConfig, InvalidInput, NotFound
+from cluster.errors import Conflict, CorruptObject, Fenced, Forbidden, InvalidConfig, InvalidInput, NotFound
 from serve_apps.control.actor import check_same_bucket
 from serve_apps.control.ports import AppStatus
 from serve_apps.control.service import ControlPlane
@@ -280,6 +280,16 @@ async def test_a_snapshot_gives_the_same_state_as_the_log(world: World) -> None:
     assert world.journal.snapshots
     assert world.owner().core.state == owner.core.state
     await owner.close()
+
+
+async def test_an_owner_whose_log_has_stopped_stops(world: World, plane: ControlPlane) -> None:
+    """A log that can write no more, for whatever reason, ends this owner: its next life reads what became durable."""
+    world.journal.broken = CorruptObject("what stands there is no segment")
+    with pytest.raises(CorruptObject):
+        await plane.call("deploy", {"config": config({"m": {"versions": {"1.0.0": version()}}})})
+    assert world.fenced == ["fenced"]
+    with pytest.raises(Fenced):
+        await plane.call("deploy", {"config": config({"m": {"versions": {"1.0.0": version()}}})})
 
 
 async def test_a_fenced_owner_stops(world: World, plane: ControlPlane) -> None:
