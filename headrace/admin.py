@@ -15,6 +15,8 @@ __all__ = [
     "deploy",
     "deployment",
     "deployments",
+    "gc",
+    "gc_status",
     "keys",
     "model",
     "models",
@@ -116,6 +118,14 @@ def promotions() -> Call[Any]:
 
 def record_promotion(model: str, version: str, reason: str) -> Call[Any]:
     return admin("POST", path_of("admin", "models", model, "versions", version, "promotion"), {"reason": reason})
+
+
+def gc(*, dry_run: bool) -> Call[Any]:
+    return admin("POST", path_of("admin", "gc", query={"dry_run": "true" if dry_run else None}), {}, retry_safe=True)
+
+
+def gc_status() -> Call[Any]:
+    return admin("GET", "/admin/gc")
 
 
 def breakers() -> Call[Any]:

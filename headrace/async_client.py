@@ -387,6 +387,16 @@ class AsyncClient(AsyncShell):
         compared with. Its golden requests run first."""
         return dict(await self._do(admin.record_promotion(model, version, reason)))
 
+    async def collect(self, *, dry_run: bool = False) -> dict[str, Any]:
+        """Begin to collect old runs and unused blobs, as `state.retention` says; with `dry_run` only count them.
+        Returns at once; `collection` tells how it goes."""
+        return dict(await self._do(admin.gc(dry_run=dry_run)))
+
+    async def collection(self) -> dict[str, Any] | None:
+        """The newest collection: `{id, dry_run, state: running|done|failed, started_at, finished_at, error, counts}`"""
+        found: dict[str, Any] | None = (await self._do(admin.gc_status()))["collection"]
+        return found
+
     async def breakers(self) -> list[dict[str, Any]]:
         """Circuit breakers that have ever opened: `model:NAME:VERSION` and `http:HOST`."""
         return list((await self._do(admin.breakers()))["breakers"])

@@ -377,6 +377,16 @@ class Client(Shell):
         compared with. Its golden requests run first."""
         return dict(self._do(admin.record_promotion(model, version, reason)))
 
+    def collect(self, *, dry_run: bool = False) -> dict[str, Any]:
+        """Begin to collect old runs and unused blobs, as `state.retention` says; with `dry_run` only count them.
+        Returns at once; `collection` tells how it goes."""
+        return dict(self._do(admin.gc(dry_run=dry_run)))
+
+    def collection(self) -> dict[str, Any] | None:
+        """The newest collection: `{id, dry_run, state: running|done|failed, started_at, finished_at, error, counts}`"""
+        found: dict[str, Any] | None = self._do(admin.gc_status())["collection"]
+        return found
+
     def breakers(self) -> list[dict[str, Any]]:
         """Circuit breakers that have ever opened: `model:NAME:VERSION` and `http:HOST`."""
         return list(self._do(admin.breakers())["breakers"])

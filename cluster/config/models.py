@@ -326,8 +326,8 @@ class StorageConfig(Strict):
 class RetentionConfig(Strict):
     """What the bucket keeps. A step must not hold longer than `blobs` less a day what it saved and has not returned."""
 
-    runs: Seconds | None = Field(
-        default=None, ge=86_400, description="finished runs and their logs; '90d' is accepted; null: for ever"
+    runs: Annotated[Seconds, Field(ge=86_400)] | None = Field(
+        default=None, description="finished runs and their logs; '90d' is accepted; null: for ever"
     )
     blobs: Seconds = Field(
         default=7 * 86_400, ge=2 * 86_400, description="files and values that no run needs any more, after their upload"

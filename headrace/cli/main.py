@@ -11,7 +11,7 @@ import typer
 
 from cluster.config.environment import process_environment
 from cluster.errors import HeadraceError
-from headrace.cli import breakers, clusters, configs, keys, models, releases, runs, slots, workflows
+from headrace.cli import breakers, clusters, collecting, configs, keys, models, releases, runs, slots, workflows
 from headrace.cli.context import begin, configure, shared
 from headrace.cli.output import fail, note, say
 
@@ -58,6 +58,7 @@ models.add_to(app)
 workflows.add_to(app)
 runs.add_to(app)
 slots.add_to(app)
+collecting.add_to(app)
 releases.add_to(app)
 breakers.add_to(app)
 keys.add_to(app)
