@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any, TypeVar
 
 import orjson
 
-from cluster.errors import InvalidInput, NotFound
+from cluster.errors import InvalidInput, NotFound, ObjectNotFound
 from pipelines.engine.plan import Plan
 from pipelines.executor.log_keys import run_prefix
 from pipelines.run_store.history import History
@@ -22,6 +22,7 @@ from pipelines.run_store.shown import STEP_ENDED, log_page, trimmed
 __all__ = ["RunReader"]
 
 PAGE = 1000
+T = TypeVar("T")
 
 
 class RunReader:
@@ -56,13 +57,18 @@ class RunReader:
         states = query.get("state")
         wanted = {states} if isinstance(states, str) else set(states or ())
         workflow = query.get("workflow")
-        rows: list[dict[str, Any]] = []
+
+        async def collect() -> list[dict[str, Any]]:
+            found: list[dict[str, Any]] = []
+            async for row in self._rows(cursor, since):
+                if (workflow is None or row["workflow"] == workflow) and (not wanted or row["state"] in wanted):
+                    found.append(row)
+                    if len(found) > limit:
+                        break
+            return found
+
         await kernel.wait_all(timeout_s=self.settings.read_timeout_s)
-        async for row in self._rows(cursor, since):
-            if (workflow is None or row["workflow"] == workflow) and (not wanted or row["state"] in wanted):
-                rows.append(row)
-                if len(rows) > limit:
-                    break
+        rows = await self._archive(collect)
         more = len(rows) > limit
         rows = rows[:limit]
         await kernel.wait_all(timeout_s=self.settings.read_timeout_s)
@@ -193,11 +199,25 @@ class RunReader:
     # ---- inside ----
 
     async def archived_record(self, run_id: str) -> dict[str, Any]:
-        record = await self.kernel.memory.archive.find(run_id)
+        record = await self.find_archived(run_id)
         if record is None:
             raise NotFound(f"there is no run {run_id}")
         found: dict[str, Any] = orjson.loads(record)
         return found
+
+    async def find_archived(self, run_id: str) -> bytes | None:
+        """The record of a run that has left memory; None when there is none."""
+        return await self._archive(lambda: self.kernel.memory.archive.find(run_id))
+
+    async def _archive(self, read: Callable[[], Awaitable[T]]) -> T:
+        """Read the archive. An object that is gone may have been written by this process and never been recorded, as a
+        newer owner had taken over and removed it: then waiting for the record says so. It may also have been collected
+        since: then reading again knows."""
+        try:
+            return await read()
+        except ObjectNotFound:
+            await self.kernel.wait_all(timeout_s=self.settings.read_timeout_s)
+            return await read()
 
     def _live_page(self, entry: Entry, after: int) -> dict[str, Any]:
         engine = self.kernel.engine
