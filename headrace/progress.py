@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from headrace.results import Event
+from cluster.errors import HeadraceError
+from headrace.results import Event, Run
 
 if TYPE_CHECKING:
     from rich.live import Live
 
-__all__ = ["Board", "RunBoard", "deployment_rows", "step"]
+__all__ = ["Board", "RunBoard", "deployment_rows", "step", "waits_for"]
 
 _MARKS = {
     "done": "✓", "ready": "✓", "SUCCESS": "✓", "failed": "✗", "FAILED": "✗", "SKIPPED": "–", "CANCELLED": "–",
@@ -125,11 +127,20 @@ def deployment_rows(view: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
             yield f"{item['model']} {item['version']}", str(item["status"]), str(item.get("message") or "")
 
 
+def waits_for(waiting: Mapping[str, Any] | None) -> str:
+    """Why a step does not run, from its `waiting`: `waits for lock account-7`; empty when it does not wait."""
+    if not waiting or not waiting.get("for"):
+        return ""
+    key = waiting.get("key")
+    return f"waits for {waiting['for']}" + (f" {key}" if key else "")
+
+
 class RunBoard:
-    """A run's steps as its events come in."""
+    """A run's steps as its events come in, and what those wait for of which no event tells."""
 
     def __init__(self, board: Board):
         self._board = board
+        self._heard: dict[str, int] = {}
         self._items: dict[str, list[int]] = {}
         self._chosen: dict[str, str] = {}
 
@@ -140,6 +151,7 @@ class RunBoard:
         kind = event.event.removeprefix("step.").removeprefix("item.")
         if name is None:
             return
+        self._heard[name] = self._heard.get(name, 0) + 1
         chosen = data.get("chosen") or {}
         if chosen.get("model"):
             self._chosen[name] = f"{chosen['model']} {chosen.get('version', '')}".strip()
@@ -170,3 +182,31 @@ class RunBoard:
             self._board.set(name, "RETRYING", str(error.get("message") or "")[:100])
         elif kind in ("waiting", "parked", "delayed"):
             self._board.set(name, kind.upper(), str(data.get("message") or data.get("key") or ""))
+
+    @contextmanager
+    def looking(self, look: Callable[[], Run], *, every_s: float = 2.0) -> Iterator[None]:
+        """Look at the run every so often while inside: a wait for a lock or a queue is no event."""
+        stop = threading.Event()
+
+        def watch() -> None:
+            while not stop.wait(every_s):
+                try:
+                    self.look(look)
+                except HeadraceError:
+                    continue  # the events' own reader tells what is wrong
+
+        watcher = threading.Thread(target=watch, daemon=True, name="look at waits")
+        watcher.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            watcher.join(timeout=5)
+
+    def look(self, look: Callable[[], Run]) -> None:
+        """Show what steps wait for, unless an event told something newer meanwhile."""
+        before = dict(self._heard)
+        for step in look().steps.values():
+            waiting = step.raw.get("waiting") or {}
+            if waiting.get("for") in ("lock", "queue") and self._heard.get(step.id) == before.get(step.id):
+                self._board.set(step.id, "WAITING", waits_for(waiting).removeprefix("waits "))

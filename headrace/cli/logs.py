@@ -10,6 +10,7 @@ import typer
 from cluster.errors import InvalidInput
 from headrace.cli.context import Json, shared
 from headrace.cli.output import note, print_json, print_table, short
+from headrace.progress import waits_for
 
 if TYPE_CHECKING:
     from headrace.client import Client
@@ -32,8 +33,7 @@ def show_items(
         took = f"{row['duration_s']:.2f} s" if "duration_s" in row else None
         text = (row.get("error") or {}).get("message") or row.get("output")
         if text is None:
-            waiting = (row.get("waiting") or {}).get("for")
-            text = f"waits for {waiting}" if waiting else ""
+            text = waits_for(row.get("waiting"))
             text = f"{row['output_bytes']} bytes" if "output_bytes" in row else text
         rows.append([row["item"], row["state"], row["attempts"], took, short(str(text), 60)])
     print_table(["item", "state", "attempts", "took", "result"], rows, empty="no such items")

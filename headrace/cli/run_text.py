@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from headrace.cli.output import ago, note, print_table, say, short
+from headrace.progress import waits_for
 
 if TYPE_CHECKING:
     from headrace.results import Run
@@ -15,12 +18,15 @@ __all__ = ["show_plan", "show_result", "show_run", "show_runs"]
 
 
 def show_runs(listed: list[Run]) -> None:
-    """A table of runs, newest first."""
+    """A table of runs, newest first; where it is narrow, without what went wrong (`headrace runs RUN` says it)."""
+    headers = ["run", "workflow", "state", "started", "took", "note"]
     rows = [
         [item.id, item.workflow, item.state, ago(_time(item, "created_at")), _took(item), short(_message(item), 60)]
         for item in listed
     ]
-    print_table(["run", "workflow", "state", "started", "took", "note"], rows, empty="no runs")
+    if sys.stdout.isatty() and shutil.get_terminal_size().columns < 100:
+        headers, rows = headers[:-1], [row[:-1] for row in rows]
+    print_table(headers, rows, empty="no runs")
 
 
 def show_run(found: Run) -> None:
@@ -40,19 +46,12 @@ def show_run(found: Run) -> None:
         failed = f", {items['failed']} failed" if items.get("failed") else ""
         count = f"{items['done']} of {items['total']} items{failed}" if items else ""
         text = (step.error or {}).get("message") or (short(step.output, 60) if step.output is not None else "")
-        text = text or step.raw.get("reason") or _waiting(step.raw.get("waiting"))
+        text = text or step.raw.get("reason") or waits_for(step.raw.get("waiting"))
         who = f"{chosen.get('model', '')} {chosen.get('version', '')}".strip()
         rows.append([step.id, step.state, step.raw.get("attempts"), who or count, short(str(text), 60)])
     print_table(["step", "state", "attempts", "by", "result"], rows, empty="no step has started yet")
     for line in _failures(found):
         say(line)
-
-
-def _waiting(waiting: Mapping[str, Any] | None) -> str:
-    if not waiting or not waiting.get("for"):
-        return ""
-    key = waiting.get("key")
-    return f"waits for {waiting['for']}" + (f" {key}" if key else "")
 
 
 def show_result(ended: Run) -> None:
@@ -74,17 +73,18 @@ def show_result(ended: Run) -> None:
 
 def _failures(run: Run) -> list[str]:
     """Every failed step's error, with the line of its script; and the run's own, when it says something else."""
-    lines, said = [], ""
+    lines, said = [], []
     for step in run.steps.values():
         if step.state == "FAILED":
             failure = step.error or {}
             lines.append(f"  step {step.id}: {failure.get('message', '')}")
-            said += str(failure.get("message", ""))
+            said.append(str(failure.get("message", "")))
             details = failure.get("details") or {}
             if details.get("script") and details.get("line"):
                 lines.append(f"    at {details['script']}:{details['line']}")
     own = str((run.error or {}).get("message") or "")
-    return lines if not own or own in said else [f"  error: {own}", *lines]
+    repeated = not own or any(message and message in own for message in said)
+    return lines if repeated else [f"  error: {own}", *lines]
 
 
 def show_plan(plan: Mapping[str, Any], indent: str = "") -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -159,8 +160,9 @@ def _follow(client: Client, run_id: str, timeout: str | None, *, quiet: bool, js
     try:
         with Board(quiet=quiet) as board:
             rows = RunBoard(board)
-            for event in client.events(run_id, give_up=give_up):
-                rows.feed(event)
+            with rows.looking(lambda: client.get_run(run_id)) if not quiet else nullcontext():
+                for event in client.events(run_id, give_up=give_up):
+                    rows.feed(event)
     except KeyboardInterrupt:
         note(f"the run goes on: headrace watch {run_id}, or stop it: headrace cancel {run_id}")
         return 130

@@ -1,0 +1,49 @@
+"""What a person sees of a run while it goes on."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+
+from headrace.progress import Board, RunBoard
+from headrace.results import Event, Run, Step
+
+
+def run_with(**waiting: Any) -> Run:
+    step = Step(id="book", state="PENDING", raw={"id": "book", "waiting": waiting})
+    return Run(id="run-0-x", workflow="w", state="PENDING", steps={"book": step})
+
+
+def test_a_wait_for_a_lock_is_shown_though_no_event_tells_of_it(capsys: pytest.CaptureFixture[str]) -> None:
+    """With the lock's name, as soon as somebody looks."""
+    looked = threading.Event()
+
+    def look() -> Run:
+        looked.set()
+        return run_with(**{"for": "lock", "key": "account-7"})
+
+    with Board() as board, RunBoard(board).looking(look, every_s=0.001):
+        assert looked.wait(5)
+    assert "book: WAITING (for lock account-7)" in capsys.readouterr().err
+
+
+def test_an_event_that_came_while_looking_wins(capsys: pytest.CaptureFixture[str]) -> None:
+    """What was seen before it is old."""
+    with Board() as board:
+        rows = RunBoard(board)
+
+        def look() -> Run:
+            rows.feed(Event(id=2, event="step.started", data={"step": "book"}))
+            return run_with(**{"for": "queue", "key": "gpu"})
+
+        rows.look(look)
+    assert "WAITING" not in capsys.readouterr().err
+
+
+def test_other_waits_are_left_to_their_events(capsys: pytest.CaptureFixture[str]) -> None:
+    """A parked step has an event of its own, and one that waits for its dependencies is not worth a line."""
+    with Board() as board:
+        RunBoard(board).look(lambda: run_with(**{"for": "dependencies"}))
+    assert capsys.readouterr().err == ""
