@@ -91,9 +91,15 @@ _BY_STATUS: dict[int, type[HeadraceError]] = {
 }
 
 
+_NO_ROUTE = b"/-/routes for available routes"
+"""From the answer of Serve's proxies (HAProxy's template and Serve's own) to a path that no application has taken."""
+
+
 def error_of(response: Response) -> HeadraceError:
     """The exception that an error answer stands for, whichever of the three shapes it has (problem document, OpenAI's,
-    OIP's)."""
+    OIP's). Serve's own 404 is none of headrace's: the cluster is up and the router not yet, or not any more."""
+    if response.status == 404 and response.body.startswith(b"Path '") and _NO_ROUTE in response.body:
+        return errors.Unavailable("the cluster answers, but its router is not there yet", retry_after_s=2)
     try:
         data = json.loads(response.body)
     except ValueError:
@@ -109,6 +115,9 @@ def error_of(response: Response) -> HeadraceError:
         else:
             code, message = data.get("code"), data.get("detail") or data.get("title")
             details = data.get("details") or {}
+    if data is None and response.status == 404 and b"/-/routes" in response.body:
+        # Serve's own proxy answered: Ray runs there, and nothing of headrace does (yet, or any more).
+        return errors.Unavailable("Ray Serve answers there, but headrace's router does not: `headrace up` starts it")
     text = str(message or response.body[:200].decode(errors="replace") or f"HTTP {response.status}")
     retry_after = parse_retry_after(response.headers.get("retry-after"), now=time.time())
     cls = _BY_CODE.get(str(code)) or _BY_STATUS.get(response.status, ServerError)

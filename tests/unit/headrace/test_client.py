@@ -285,6 +285,15 @@ def test_retry_after_is_kept() -> None:
     assert error_of(problem(Overloaded("full", retry_after_s=3))).retry_after_s == 3
 
 
+def test_a_router_that_is_not_there_yet_is_no_missing_run() -> None:
+    """Serve's own 404, while the router starts, asks to come again; headrace's own says that something is not there."""
+    body = b"Path '/runs/run-0-x' not found. Ping http://.../-/routes for available routes."
+    early = error_of(Response(404, {"content-type": "text/plain"}, body))
+    assert (type(early), early.retryable) == (Unavailable, True)
+    assert isinstance(error_of(problem(NotFound("there is no run 'run-0-x'"))), NotFound)
+
+
+
 def test_an_answer_that_is_no_json_is_told() -> None:
     """Another server's page in place of JSON is a sentence, not a traceback."""
     script = ScriptedTransport().on("GET", "/runs/r", Response(200, {}, b"<html>"))
