@@ -310,6 +310,22 @@ MUTANTS = (
         tests=(f"{STORE_HISTORIES}::test_every_acknowledged_run_ends_and_nothing_is_committed_twice",),
     ),
     Mutant(
+        name="replaced-owner-misses-archives",
+        invariant="nothing_lost",
+        file="pipelines/run_store/reading.py",
+        old="        except ObjectNotFound:\n            await self.kernel.wait_all(",
+        new="        except ObjectNotFound:\n            dict(",
+        tests=("tests/unit/run_store/test_lists.py",),
+    ),
+    Mutant(
+        name="list-misses-what-is-archived",
+        invariant="nothing_lost",
+        file="pipelines/run_store/reading.py",
+        old="        return await self.kernel.memory.archive.row(run_id)\n",
+        new="        return None\n",
+        tests=("tests/unit/run_store/test_lists.py",),
+    ),
+    Mutant(
         name="evicted-while-it-runs",
         invariant="nothing_lost",
         file=STATE,

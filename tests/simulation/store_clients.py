@@ -73,6 +73,21 @@ class Client:
         missing = set(self._history.acknowledged.values()) - set(seen)
         assert not missing, f"the list of runs lacks {missing}"
 
+    async def check_messages(self) -> None:
+        """Every end that was to be told has reached its receiver, or still stands in the outbox."""
+        world = self._world
+        for run_id in self._history.acknowledged.values():
+            view = await self._surely(partial(self._gateway.get, run_id))
+            shown = view.get("webhook")
+            if shown is None:
+                continue
+            told = world.told.get(run_id, set())
+            if shown["state"] == "delivered":
+                assert any(message in world.delivered for message, _ in told), f"nobody was told of {run_id}"
+                assert max(told)[1] == view["state"], f"{run_id} is {view['state']}, but {max(told)[1]} was told last"
+            else:
+                assert shown["state"] == "pending", shown
+
     # ---- asking ----
 
     async def _try(self, ask: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
