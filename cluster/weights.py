@@ -8,11 +8,12 @@ read twice and a changed one is never taken for the old.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import importlib.util
 import json
 import os
-import tempfile
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,8 @@ def _fetch_locked(
         held = root / str(known["sha256"]) / name
         if held.is_file():
             return held
-    temporary, digest = _download(filesystem, path, url, root, info.get("size"), progress)
+    temporary = root / f".fetch-{remembered.stem}"
+    digest = _download(filesystem, path, url, temporary, info.get("size"), progress)
     try:
         if sha256 is not None:
             _check(url, sha256, digest)
@@ -153,16 +155,20 @@ def _remember(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def _download(
-    filesystem: Any, path: str, url: str, root: Path, total: int | None, progress: Progress | None
-) -> tuple[Path, str]:
-    """Copy into a temporary file beside its final place; (path, sha256). The file is gone when this raises."""
-    root.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=root, prefix=".fetch-")
-    temporary = Path(name)
+    filesystem: Any, path: str, url: str, temporary: Path, total: int | None, progress: Progress | None
+) -> str:
+    """Copy into a temporary file beside its final place; the sha256. The file is gone when this raises.
+
+    The file has one name per URL, and the caller holds the URL's lock: what a process that was killed left behind is
+    written over by the next one, instead of filling the disk.
+    """
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    temporary.unlink(missing_ok=True)
+    _check_room(url, temporary.parent, total)
     digest = hashlib.sha256()
     done = 0
     try:
-        with os.fdopen(handle, "wb") as target, filesystem.open(path, "rb") as source:
+        with temporary.open("wb") as target, filesystem.open(path, "rb") as source:
             while chunk := source.read(_CHUNK):
                 target.write(chunk)
                 digest.update(chunk)
@@ -171,12 +177,33 @@ def _download(
                     progress(done, total)
             target.flush()
             os.fsync(target.fileno())
+        if total is not None and done != total:
+            raise OSError(f"{done} of {total} bytes came")
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise _no_room(url, temporary.parent, total) from error
+        if isinstance(error, (OSError, TimeoutError)):
             raise Unavailable(f"artifact {url!r} could not be read to its end: {error}", retry_after_s=5) from error
         raise
-    return temporary, digest.hexdigest()
+    return digest.hexdigest()
+
+
+def _check_room(url: str, folder: Path, total: int | None) -> None:
+    """Refuse before anything is copied what the disk cannot hold."""
+    if total is not None and shutil.disk_usage(folder).free < total:
+        raise _no_room(url, folder, total)
+
+
+def _no_room(url: str, folder: Path, total: int | None) -> Unavailable:
+    free = shutil.disk_usage(folder).free
+    wanted = "does not say its size" if total is None else f"has {total / 2**20:.1f} MiB"
+    return Unavailable(
+        f"artifact {url!r} {wanted}, and the disk of the node's cache {folder} has {free / 2**20:.1f} MiB left: delete "
+        "old versions there, or set HEADRACE_CACHE to a larger disk where Ray is started",
+        details={"free_bytes": free, "wanted_bytes": total},
+        retry_after_s=60,
+    )
 
 
 def _digest_file(path: Path) -> str:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import multiprocessing
 import pickle
+import time
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
-from cluster.errors import InvalidConfig, NotFound, Unprocessable
+from cluster.errors import InvalidConfig, NotFound, Unavailable, Unprocessable
 from cluster.weights import cache_dir, fetch, load_state_dict
 
 
@@ -123,6 +127,65 @@ def test_processes_that_ask_at_once_fetch_once(source: Path, tmp_path: Path) -> 
         worker.join(60)
         assert worker.exitcode == 0
     assert counter.value == 1
+
+
+def test_what_a_killed_process_left_is_written_over(source: Path, tmp_path: Path) -> None:
+    """A fetch that dies in the middle leaves half a file, which is never taken for the whole and does not stay."""
+    context = multiprocessing.get_context("spawn")
+    begun = context.Event()
+    worker = context.Process(target=_fetch_and_hang, args=(f"file://{source}", str(tmp_path / "cache"), begun))
+    worker.start()
+    assert begun.wait(60)
+    worker.kill()
+    worker.join(60)
+    assert len(list((tmp_path / "cache" / "weights").glob(".fetch-*"))) == 1
+    assert fetch(f"file://{source}", cache=tmp_path / "cache").read_bytes() == source.read_bytes()
+    assert list((tmp_path / "cache" / "weights").glob(".fetch-*")) == []
+
+
+def _fetch_and_hang(url: str, cache: str, begun: Any) -> None:
+    def hang(done: int, total: int | None) -> None:
+        begun.set()
+        time.sleep(60)
+
+    fetch(url, cache=Path(cache), progress=hang)
+
+
+class Full(MemoryFileSystem):  # type: ignore[misc]
+    """A store whose file is larger than any disk."""
+
+    protocol = "fullstore"
+
+    def info(self, path: str, **kwargs: Any) -> dict[str, Any]:
+        return {"name": path, "size": 2**60, "type": "file"}
+
+
+class Short(MemoryFileSystem):  # type: ignore[misc]
+    """A store that says more than it sends, as when a connection ends early without an error."""
+
+    protocol = "shortstore"
+
+    def info(self, path: str, **kwargs: Any) -> dict[str, Any]:
+        return {"name": path, "size": 100, "type": "file"}
+
+    def open(self, path: str, mode: str = "rb", **kwargs: Any) -> Any:
+        return io.BytesIO(b"half")
+
+
+def test_what_the_disk_cannot_hold_is_refused_before_it_is_copied(tmp_path: Path) -> None:
+    """The error says how much is needed, how much is left, and where; nothing is left behind."""
+    fsspec.register_implementation("fullstore", Full, clobber=True)
+    with pytest.raises(Unavailable, match=r"MiB, and the disk of the node's cache .* MiB left: delete"):
+        fetch("fullstore://w.bin", cache=tmp_path)
+    assert list((tmp_path / "weights").glob(".fetch-*")) == []
+
+
+def test_a_file_that_ends_early_is_not_taken_for_the_whole(tmp_path: Path) -> None:
+    """Fewer bytes than the store announced are an error that is worth another try."""
+    fsspec.register_implementation("shortstore", Short, clobber=True)
+    with pytest.raises(Unavailable, match="4 of 100 bytes came"):
+        fetch("shortstore://w.bin", cache=tmp_path)
+    assert list((tmp_path / "weights").glob("*/w.bin")) == []
 
 
 def test_where_the_cache_is() -> None:
