@@ -8,7 +8,6 @@ import logging
 import os
 import random
 import shutil
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -118,7 +117,6 @@ class RunStoreActor:
             config, bucket = await self._configure(adopted=adopted)
             store = await self._start(config, bucket)
             _tame_collector()
-            _share_interpreter()
             self._store, self._failure = store, None
             self._ready.set()
             await ControlLink(store=store, control=RayControl()).run()
@@ -236,15 +234,6 @@ def _tame_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
-
-
-def _share_interpreter() -> None:
-    """Let the threads that write the log have the interpreter at once.
-
-    A durable write is about nine system calls, and after each the thread must get the interpreter back from a busy
-    event loop, which may keep it for Python's default of 5 ms. What this gains was reasoned, not measured.
-    """
-    sys.setswitchinterval(0.0002)
 
 
 def _restarted() -> bool:
