@@ -6,53 +6,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from cluster.errors import Overloaded, Unavailable
-from headrace.cli.main import run
 from headrace.testing import ScriptedTransport, problem, reply
-from headrace.wire import Response
-
-ROOT = Path(__file__).resolve().parents[3]
-CONFIGS = ["--configs", str(ROOT / "configs")]
-RUN = {"id": "run-0-x", "workflow": "w", "state": "RUNNING", "steps": []}
-DONE = {**RUN, "state": "SUCCESS", "output": {"answer": 42}}
-FAILED = {
-    **RUN,
-    "state": "FAILED",
-    "error": {"code": "step_failed", "message": "step a failed: boom"},
-    "steps": [{"id": "a", "state": "FAILED", "error": {"message": "boom", "details": {"script": "a.py", "line": 3}}}],
-}
-Capture = pytest.CaptureFixture[str]
-
-
-def stream(*events: tuple[int, str, dict[str, Any]]) -> Response:
-    text = "".join(f"id: {n}\nevent: {e}\ndata: {json.dumps(d)}\n\n" for n, e, d in events)
-    return Response(200, {}, text.encode())
-
-
-def script_of(end: dict[str, Any]) -> ScriptedTransport:
-    return (
-        ScriptedTransport()
-        .on("POST", "/workflows/w/runs", reply(RUN, status=202))
-        .on("GET", "/runs/run-0-x", reply(end))
-        .on(
-            "GET",
-            "/runs/run-0-x/events",
-            stream(
-                (1, "step.started", {"step": "a"}),
-                (2, "step.succeeded", {"step": "a", "duration_s": 1.5, "chosen": {"model": "m", "version": "1.0.0"}}),
-            ),
-        )
-    )
-
-
-def call(capsys: Capture, script: ScriptedTransport | None, *arguments: str) -> tuple[int, str, str]:
-    code = run(list(arguments), env={}, transport=script)
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
+from tests.unit.headrace.commands import DONE, FAILED, ROOT, RUN, Capture, call, script_of
 
 
 def test_run_waits_and_prints_the_result(capsys: Capture) -> None:
@@ -333,61 +292,6 @@ def test_run_takes_a_workflow_yaml_but_no_other_file(capsys: Capture, tmp_path: 
     assert "name its folder" in err
 
 
-def test_validate_the_projects_own_files(capsys: Capture) -> None:
-    """The shipped configuration and workflows are right, and validate says what it looked at."""
-    code, out, err = call(capsys, None, *CONFIGS, "validate", "--all", "--no-secrets")
-    assert (code, err) == (0, "")
-    assert "dev (6 models" in out
-
-
-def test_the_flags_of_a_release_are_those_of_its_configuration(capsys: Capture) -> None:
-    """Strategy, steps, duration, analysis and guard rails can be given for one release, and are checked before it."""
-    view = {"id": "rel-1", "model": "m", "stable": "1.0.0", "candidate": "1.1.0", "state": "running", "history": []}
-    planned = {**view, "id": "", "state": "planned", "problems": ["its golden requests fail"]}
-    script = (
-        ScriptedTransport()
-        .on("POST", "/admin/models/m/release", reply(view, status=201))
-        .on("POST", "/admin/models/m/release/plan", reply(planned))
-        .on("GET", "/admin/releases/rel-1", reply(view))
-    )
-    flags = ["--strategy", "canary", "--steps", "10,50", "--step-duration", "2m", "--analysis", "error_rate=0.02"]
-    flags += ["--analysis", "feedback=none,min_samples=20", "--guard", "latency_p95_ms=500"]
-    code, out, _ = call(capsys, script, "release", "start", "m", "1.1.0", *flags)
-    assert (code, out.splitlines()[0]) == (0, "rel-1: m 1.0.0 → 1.1.0: running, started –")
-    assert script.sent[0].json() == {
-        "candidate": "1.1.0",
-        "strategy": "canary",
-        "steps": [10.0, 50.0],
-        "step_duration": 120.0,
-        "analysis": {"error_rate": 0.02, "feedback": None, "min_samples": 20.0},
-        "guard": {"latency_p95_ms": 500.0},
-        "force": False,
-    }
-    code, out, _ = call(capsys, script, "release", "plan", "m", "1.1.0")
-    assert (code, out.splitlines()[-1]) == (1, "  would be refused: its golden requests fail")
-    assert call(capsys, script, "release", "show", "rel-1")[0] == 0
-    code, _, err = call(capsys, script, "release", "start", "m", "1.1.0", "--guard", "error_rate")
-    assert code == 2
-    assert "write KEY=NUMBER" in err
-
-
-def test_a_first_version_is_recorded_as_promoted(capsys: Capture) -> None:
-    """`release record` says by whose reason a version without a predecessor counts as promoted; a reason is a must."""
-    row = {"model": "m", "version": "1.0.0", "fingerprint": "f00d", "at": 1.0, "override": "looked good (by ada)"}
-    script = (
-        ScriptedTransport()
-        .on("POST", "/admin/models/m/versions/1.0.0/promotion", reply(row, status=201))
-        .on("GET", "/admin/promotions", reply({"promotions": [row]}))
-    )
-    code, out, _ = call(capsys, script, "release", "record", "m", "1.0.0", "--reason", "looked good")
-    assert (code, script.sent[0].json()) == (0, {"reason": "looked good"})
-    assert "m 1.0.0 is recorded as promoted" in out
-    code, out, _ = call(capsys, script, "release", "promotions")
-    assert code == 0
-    assert "by hand" in out
-    assert call(capsys, script, "release", "record", "m", "1.0.0")[0] == 2
-
-
 def test_feedback_on_an_old_answer_names_the_version(capsys: Capture) -> None:
     """The control plane knows recent answers by id only; for older ones the caller says who answered."""
     said = {"recorded": True, "model": "m", "version": "1.0.0"}
@@ -395,153 +299,6 @@ def test_feedback_on_an_old_answer_names_the_version(capsys: Capture) -> None:
     code, out, _ = call(capsys, script, "feedback", "id-1", "0.5", "--model", "m", "--version", "1.0.0")
     assert (code, out) == (0, "recorded for m 1.0.0\n")
     assert script.sent[0].json() == {"request_id": "id-1", "score": 0.5, "model": "m", "version": "1.0.0"}
-
-
-def test_validate_finds_what_a_router_would_refuse(capsys: Capture, tmp_path: Path) -> None:
-    """A route that no router could use is told with its place, before it is deployed."""
-    (tmp_path / "base.yaml").write_text("router: {port: 1}\n")
-    (tmp_path / "dev.yaml").write_text(
-        "environment: dev\nmodels: {m: {provider: python, class: 'json:JSONDecoder'}}\n"
-        "routes:\n  best: {adaptive: {models: [m]}}\n"
-    )
-    code, _, err = call(capsys, None, "--configs", str(tmp_path), "validate")
-    assert code == 2
-    assert "dev.yaml:4: routes.best" in err
-    assert "unknown key 'models'" in err
-
-
-def test_validate_lists_every_problem(capsys: Capture, tmp_path: Path) -> None:
-    """Problems in the environment, its classes and its workflows are all listed; the exit code is 2."""
-    configs = tmp_path / "configs"
-    workflow = configs / "workflows" / "w"
-    workflow.mkdir(parents=True)
-    (configs / "dev.yaml").write_text("models:\n  m:\n    provider: python\n    class: nowhere.at_all:Model\n")
-    (workflow / "workflow.yaml").write_text("workflow:\n  name: w\n  steps:\n    - {id: a, type: python_script}\n")
-    code, out, err = call(capsys, None, "--configs", str(configs), "validate")
-    assert code == 2
-    assert "2 problem(s)" in out
-    assert "dev.yaml:4: models.m.versions.1.0.0.class: there is no module 'nowhere.at_all'" in err
-    assert "workflow.yaml:4: workflow.steps.0.id: there is no script 'a.py'" in err
-    code, out, _ = call(capsys, None, "--configs", str(configs), "validate", "--json")
-    assert (code, len(json.loads(out)["problems"])) == (2, 2)
-
-
-def test_validate_lists_workflows_although_the_environment_is_wrong(capsys: Capture, tmp_path: Path) -> None:
-    """A typing mistake hides neither a wrong name in the same file nor what is wrong in a workflow."""
-    configs = tmp_path / "configs"
-    workflow = configs / "workflows" / "w"
-    workflow.mkdir(parents=True)
-    (configs / "dev.yaml").write_text(
-        "models:\n  m: {provider: pythn, class: 'a:B'}\n"
-        "routes:\n  r: {default: m}\n  s: {default: nobody}\nrouter: {prt: 1}\n"
-    )
-    (workflow / "workflow.yaml").write_text(
-        "workflow:\n  name: w\n  steps:\n    - {id: a, type: approval, depends_on: [b]}\n    - {id: c}\n"
-    )
-    code, _, err = call(capsys, None, "--configs", str(configs), "validate")
-    assert code == 2
-    for line in (
-        "dev.yaml:2: models.m.versions.1.0.0.provider: must be one of",
-        "dev.yaml:5: routes.s.default: no model 'nobody'",
-        "dev.yaml:6: router.prt: unknown key 'prt' (did you mean 'port'?)",
-        "workflow.yaml:4: workflow.steps.0.depends_on.0: there is no step 'b'",
-        "workflow.yaml:5: workflow.steps.1: the key 'type' is missing",
-    ):
-        assert line in err, line
-    assert "routes.r" not in err
-
-
-def test_validate_one_workflow_folder(capsys: Capture) -> None:
-    """A folder as argument is checked alone."""
-    folder = ROOT / "configs" / "workflows" / "caption_photos"
-    code, out, _ = call(capsys, None, *CONFIGS, "validate", str(folder))
-    assert code == 0
-    assert str(folder) in out
-
-
-def test_validate_folders_together(capsys: Capture, tmp_path: Path) -> None:
-    """Folders given as arguments may nest each other, but not in a circle, and nothing that does not exist."""
-    for name, child in (("first", "second"), ("second", "first"), ("third", "frist")):
-        (tmp_path / name).mkdir()
-        text = f"workflow: {{name: {name}, steps: [{{id: a, type: workflow, workflow: {child}}}]}}\n"
-        (tmp_path / name / "workflow.yaml").write_text(text)
-    folders = [str(tmp_path / name) for name in ("first", "second", "third")]
-    code, _, err = call(capsys, None, *CONFIGS, "validate", *folders)
-    assert code == 2
-    assert "first → second → first" in err
-    assert "there is no workflow 'frist'" in err
-    assert "did you mean 'first'?" in err
-
-
-def test_verify_looks_for_the_runs_that_were_acknowledged(capsys: Capture, tmp_path: Path) -> None:
-    """`--acknowledged FILE` names runs that must be in the bucket; one that is nowhere is told by its id."""
-    bucket = ROOT / "tests" / "golden" / "bucket-v1"
-    ids = tmp_path / "ids.txt"
-    ids.write_text((bucket / "acknowledged.txt").read_text())
-    assert call(capsys, None, "verify", f"file://{bucket}", "--acknowledged", str(ids))[0] == 0
-    ids.write_text("run-0-lost\n")
-    code, out, _ = call(capsys, None, "verify", f"file://{bucket}", "--acknowledged", str(ids))
-    assert code == 1
-    assert "run-0-lost is nowhere" in out
-    code, _, err = call(capsys, None, "verify", f"file://{bucket}", "--acknowledged", str(tmp_path / "none"))
-    assert code == 2
-    assert "--acknowledged" in err
-
-
-def test_deploy_sends_the_configuration_and_follows(capsys: Capture, tmp_path: Path) -> None:
-    """`deploy` sends the wire form, shows each host until it is ready, and exits with 1 when one failed."""
-    configs = tmp_path / "configs"
-    configs.mkdir()
-    (configs / "dev.yaml").write_text("models: {m: {provider: python, class: 'json:JSONDecoder'}}\n")
-    item = {"kind": "start", "model": "m", "version": "1.0.0", "why": "new"}
-
-    def view(state: str, status: str, message: str = "") -> dict[str, Any]:
-        items = [{**item, "status": status, "message": message}]
-        return {"id": "dep-1", "state": state, "at": 0, "seconds": 1, "override": None, "items": items}
-
-    script = (
-        ScriptedTransport()
-        .on("POST", "/admin/deploy", reply(view("running", "starting"), status=202))
-        .on("GET", "/admin/deployments/dep-1", reply(view("failed", "failed", "no such weights")))
-    )
-    code, out, err = call(capsys, script, "--configs", str(configs), "deploy")
-    assert code == 1
-    assert "deployment dep-1: failed" in out
-    assert "m 1.0.0: failed (no such weights)" in err
-    sent = script.sent[0].json()
-    assert sent["config"]["models"]["m"]["versions"]["1.0.0"]["class"] == "json:JSONDecoder"
-
-
-def test_plan_shows_changes_and_broken_rules(capsys: Capture) -> None:
-    """`plan` lists what would change; a broken rule of the environment is shown and is exit code 1."""
-    answer = {
-        "environment": "dev",
-        "changes": [{"kind": "start", "model": "m", "version": "1.0.0", "why": "new"}],
-        "rules": [{"name": "unpromoted:m-1.0.0", "key": "models.m", "message": "never promoted"}],
-    }
-    script = ScriptedTransport().on("POST", "/admin/plan", reply(answer))
-    code, out, err = call(capsys, script, *CONFIGS, "plan")
-    assert code == 1
-    assert "m 1.0.0" in out
-    assert "unpromoted:m-1.0.0: never promoted" in err
-
-
-def test_override_needs_a_reason(capsys: Capture) -> None:
-    """--override without --reason is refused before anything is sent."""
-    script = ScriptedTransport()
-    code, _, err = call(capsys, script, *CONFIGS, "deploy", "--override", "unpromoted:m-1.0.0")
-    assert (code, script.sent) == (2, [])
-    assert "--reason" in err
-
-
-def test_keys_create_prints_the_key_alone(capsys: Capture) -> None:
-    """A new key is alone on stdout; everything else about it is on stderr."""
-    made = {"key": "hr_abc", "name": "ci", "role": "invoke", "expires_at": None}
-    script = ScriptedTransport().on("POST", "/admin/keys", reply(made, status=201))
-    code, out, err = call(capsys, script, "keys", "create", "ci", "--expires", "30d")
-    assert (code, out) == (0, "hr_abc\n")
-    assert "shown only now" in err
-    assert script.sent[0].json()["expires_in_s"] == 30 * 86400
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
@@ -580,32 +337,3 @@ def test_down_works_with_a_broken_configuration(
     code, out, err = call(capsys, None, "down")
     assert (code, out) == (0, "no local dev cluster was running\n")
     assert "not needed for this" in err
-
-
-def test_breakers_are_listed_and_closed_by_name(capsys: Capture) -> None:
-    """What is open, why, and when it is tried again; `reset` names what it closed."""
-    row = {"target": "http:a.test", "state": "open", "ejections": 1, "changed_at": 1.0, "open_until": 1e12}
-    row |= {"since_revision": 7, "why": "5 failures in a row"}
-    script = (
-        ScriptedTransport()
-        .on("GET", "/admin/breakers", reply({"breakers": [row]}))
-        .on("POST", "/admin/breakers/reset", reply({**row, "state": "closed"}))
-    )
-    code, out, _ = call(capsys, script, "breakers")
-    assert code == 0
-    assert "http:a.test" in out
-    assert "5 failures in a row" in out
-    code, out, _ = call(capsys, script, "breakers", "reset", "http:a.test")
-    assert (code, out) == (0, "http:a.test is closed\n")
-
-
-def test_slots_say_who_holds_a_lock_and_who_waits(capsys: Capture) -> None:
-    """One line per lock or queue; long lists are cut with their count."""
-    held = [{"run_id": "run-0-a", "step": "book", "item": None, "fence": 3}]
-    waiting = [{"run_id": f"run-0-{n}", "step": "book", "item": n, "rank": 1.0} for n in range(5)]
-    row = {"name": "lock:account-7", "limit": 1, "held": held, "waiting": waiting}
-    script = ScriptedTransport().on("GET", "/slots", reply({"slots": [row]}))
-    code, out, _ = call(capsys, script, "slots")
-    assert code == 0
-    assert "lock:account-7  1 of 1  run-0-a book  run-0-0 book[0]" in out
-    assert out.rstrip().endswith("and 2 more")

@@ -293,7 +293,6 @@ def test_a_router_that_is_not_there_yet_is_no_missing_run() -> None:
     assert isinstance(error_of(problem(NotFound("there is no run 'run-0-x'"))), NotFound)
 
 
-
 def test_an_answer_that_is_no_json_is_told() -> None:
     """Another server's page in place of JSON is a sentence, not a traceback."""
     script = ScriptedTransport().on("GET", "/runs/r", Response(200, {}, b"<html>"))

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import random
-from collections.abc import Mapping, Sequence
-from typing import Any
 
-import numpy as np
 import pytest
 
-from cluster.clock import ManualClock, SystemClock
-from cluster.config.models import Signature
+from cluster.clock import ManualClock
 from cluster.errors import (
     DeadlineExceeded,
     HeadraceError,
@@ -22,28 +17,8 @@ from cluster.errors import (
     Overloaded,
     Unavailable,
 )
-from serve_apps.protocol import BARE_INPUT, InferRequest, InferResult
-from serve_apps.router.decide import Call
-from serve_apps.router.service import Router
-from serve_apps.table import RoutingTable
-from serve_apps.testing import FakeHost, FakeHosts, model_entry, table_of
-
-
-def make(table: RoutingTable, *, real_time: bool = False, embedder: Any = None) -> tuple[Router, dict[str, FakeHost]]:
-    """A router over one fake host for every version of the table."""
-    hosts = {v.app: FakeHost() for m in table.models.values() for v in m.versions.values()}
-    clock = SystemClock() if real_time else ManualClock()
-    router = Router(hosts=FakeHosts(hosts), clock=clock, rng=random.Random(1), embedder=embedder)
-    router.set_table(table)
-    return router, hosts
-
-
-def call(model: str = "m", **fields: Any) -> Call:
-    return Call(**{"model": model, "inputs": {"x": ["hello"]}, "request_id": "req-1", **fields})
-
-
-def with_fallback() -> RoutingTable:
-    return table_of(model_entry("m", config={"fallback": ["spare", "last"]}), model_entry("spare"), model_entry("last"))
+from serve_apps.testing import model_entry, table_of
+from tests.unit.router.routers import call, make, with_fallback
 
 
 async def test_a_retry_stays_on_its_version() -> None:
@@ -187,31 +162,6 @@ async def test_a_caller_that_goes_away_cancels_its_hop() -> None:
 # -- mirror and hedge
 
 
-async def test_a_mirror_never_delays_the_caller() -> None:
-    """The shadow copy goes to the mirrored version, hangs there, and the caller has long had its answer."""
-    table = table_of(model_entry("m", weights={"1.0.0": 100, "2.0.0": 0}, mirror={"2.0.0": 100}))
-    router, hosts = make(table)
-    hosts["m-2.0.0"].gate = asyncio.Event()
-    answer = await router.infer(call())
-    assert answer.chosen.version == "1.0.0"
-    for _ in range(5):
-        await asyncio.sleep(0)
-    assert len(hosts["m-2.0.0"].calls) == 1
-    await router.close()
-
-
-async def test_a_failing_mirror_is_not_seen() -> None:
-    """What goes wrong in the shadow stays there: one answer, no retry of it, no fallback."""
-    table = table_of(model_entry("m", weights={"1.0.0": 100, "2.0.0": 0}, mirror={"2.0.0": 100}))
-    router, hosts = make(table)
-    hosts["m-2.0.0"].error = ModelError("shadow")
-    answer = await router.infer(call())
-    assert answer.result.error is None
-    for _ in range(5):
-        await asyncio.sleep(0)
-    assert len(hosts["m-2.0.0"].calls) == 1
-
-
 async def test_arrivals_are_counted_by_names_of_the_table() -> None:
     """A route's call counts for the model it led to, and a name that a caller made up for nothing: the control plane
     writes these names down."""
@@ -222,74 +172,6 @@ async def test_arrivals_are_counted_by_names_of_the_table() -> None:
     with pytest.raises(NotFound):
         await router.stream(call("made up too"))
     assert router.stats.report(1).arrivals == {"m": 3}
-
-
-@pytest.mark.parametrize("error", [None, ModelError("shadow"), Unavailable("dead")])
-async def test_a_mirror_counts_for_nobody(error: HeadraceError | None) -> None:
-    """Copies are in no report (breaker, release, feedback), in no caller's metric and in no adaptive figure."""
-    table = table_of(model_entry("m", weights={"1.0.0": 100, "2.0.0": 0}, mirror={"2.0.0": 100}))
-    router, hosts = make(table)
-    hosts["m-2.0.0"].error = error
-    for _ in range(3):
-        await router.infer(call())
-        for _ in range(8):
-            await asyncio.sleep(0)
-    assert len(hosts["m-2.0.0"].calls) == 3
-    report = router.stats.report(1)
-    assert [(row.version, row.requests, row.errors) for row in report.versions] == [("1.0.0", 3, 0)]
-    assert {answer.version for answer in report.answers} == {"1.0.0"}
-    assert report.arrivals == {"m": 3}
-    assert [(row.version, row.outcomes) for row in router.stats.metric_rows()] == [
-        ("1.0.0", {("direct", "success"): 3})
-    ]
-    assert [row[1] for row in router.take_merged()] == ["1.0.0"]
-    found = router.candidate("m")
-    assert found is not None
-    assert (found.samples, found.error_rate) == (3, 0.0)
-    assert router.stats.take_copies() == {("m", "2.0.0", error.code if error else "success"): 3}
-
-
-async def test_a_mirror_hangs_without_holding_a_callers_hop() -> None:
-    """Where the mirrored version answers callers too, its hanging copies do not make them wait for a hop, and hosts are
-    told to take callers first."""
-    table = table_of(model_entry("m", weights={"1.0.0": 100, "2.0.0": 0}, mirror={"2.0.0": 100}))
-    router, hosts = make(table)
-    host = hosts["m-2.0.0"]
-    host.gate = asyncio.Event()
-    for _ in range(4):
-        await router.infer(call())
-    asked = asyncio.ensure_future(router.infer(call(pinned="2.0.0")))
-    for _ in range(8):
-        await asyncio.sleep(0)
-    last = host.requests[-1]
-    assert last.priority is None, "the caller's own request has gone out, though copies hang"
-    assert all(copy.priority is not None for copy in host.requests[:-1])
-    host.gate.set()
-    assert (await asked).result.error is None
-    await router.close()
-
-
-async def test_streams_are_mirrored_too() -> None:
-    """A streamed request has its copy, asked for as a whole."""
-    table = table_of(model_entry("m", task="chat", weights={"1.0.0": 100, "2.0.0": 0}, mirror={"2.0.0": 100}))
-    router, hosts = make(table)
-    answer = await router.stream(call(inputs={"prompt": ["x"]}))
-    assert [chunk.text async for chunk in answer.chunks][:-1]
-    assert len(hosts["m-2.0.0"].calls) == 1
-
-
-async def test_an_ejected_version_gets_no_copies() -> None:
-    """Copies do not go to a version whose breaker is open, nor take the probes of a half-open one."""
-    entries = {"2.0.0": {"ejected": True}, "3.0.0": {"half_open": True}}
-    weights = {"1.0.0": 100.0, "2.0.0": 0.0, "3.0.0": 0.0}
-    router, hosts = make(
-        table_of(model_entry("m", weights=weights, entries=entries, mirror={"2.0.0": 100, "3.0.0": 100}))
-    )
-    await router.infer(call())
-    for _ in range(8):
-        await asyncio.sleep(0)
-    assert not hosts["m-2.0.0"].calls
-    assert not hosts["m-3.0.0"].calls
 
 
 @pytest.mark.parametrize("streamed", [False, True])
@@ -356,163 +238,16 @@ async def test_hedging_sends_a_second_copy() -> None:
 # -- signatures
 
 
-NUMBERS = Signature.model_validate({"inputs": {"x": "FP32[2]"}, "outputs": {"y": "FP32"}})
-
-
-@pytest.mark.parametrize(
-    ("inputs", "words"),
-    [
-        ({"y": [1.0]}, "unknown input 'y'; this model takes 'x'"),
-        ({}, "input 'x' (FP32 [2] per item) is missing"),
-        ({"x": [[1.0, 2.0, 3.0]]}, "shape"),
-        ({"x": [["a", "b"]]}, "FP32"),
-        ({"x": [[1.0, 2.0], [3.0, 4.0]]}, "2 values for 1 rows"),
-        ({"x": np.zeros((1, 2))}, "expected FP32 [2] per item, got float64 values"),
-    ],
-)
-async def test_wrong_inputs_never_reach_a_host(inputs: Mapping[str, Any], words: str) -> None:
-    """Inputs are checked against the version's signature before the hop."""
-    router, hosts = make(table_of(model_entry("m", signature=NUMBERS)))
-    answer = await router.infer(call(inputs=inputs))
-    assert isinstance(answer.result.error, InvalidInput)
-    assert words in answer.result.error.message
-    assert not hosts["m-1.0.0"].calls
-
-
 # -- many calls
-
-
-async def test_infer_many_keeps_order_and_merges() -> None:
-    """A list of requests comes back in order with its choices, and travels in few hops."""
-    router, hosts = make(table_of(model_entry("m")))
-    requests = [InferRequest(id=str(i), inputs={"x": [i]}) for i in range(20)]
-    answers = await router.infer_many("m", requests, sticky="run-0-abc")
-    assert [result.outputs for result, _ in answers] == [{"x": [i]} for i in range(20)]
-    assert answers[0][1]["version"] == "1.0.0"
-    assert len(hosts["m-1.0.0"].calls) == 1
-    assert router.stats.report(1).answers[0].run == "run-0-abc"
-
-
-async def test_a_run_stays_on_one_version() -> None:
-    """All requests with one run id go to one version, and runs spread over the versions by weight."""
-    router, _ = make(table_of(model_entry("m", weights={"1.0.0": 50, "2.0.0": 50})))
-    seen = set()
-    for run in range(12):
-        requests = [InferRequest(id=str(i), inputs={"x": [i]}) for i in range(4)]
-        answers = await router.infer_many("m", requests, sticky=f"run-0-{run}")
-        versions = {chosen["version"] for _, chosen in answers}
-        assert len(versions) == 1
-        seen |= versions
-    assert seen == {"1.0.0", "2.0.0"}
-
-
-async def test_one_bad_request_does_not_harm_the_others() -> None:
-    """Errors of single requests are in their own results."""
-
-    def odd_fail(request: InferRequest) -> InferResult:
-        if request.inputs["x"][0] % 2:
-            return InferResult(error=ModelError("odd"))
-        return InferResult(outputs=dict(request.inputs))
-
-    router, hosts = make(table_of(model_entry("m")))
-    hosts["m-1.0.0"].respond = odd_fail
-    answers = await router.infer_many("m", [InferRequest(id=str(i), inputs={"x": [i]}) for i in range(6)])
-    assert [result.error is None for result, _ in answers] == [True, False] * 3
-
-
-async def test_unknown_model_is_an_error_in_the_result() -> None:
-    """Asking for what is not there gives a 404 for each request, not an exception for all."""
-    router, _ = make(table_of(model_entry("m")))
-    ((result, chosen),) = await router.infer_many("nope", [InferRequest(id="1", inputs={})])
-    assert isinstance(result.error, NotFound)
-    assert chosen["version"] == ""
-
-
-async def test_a_bare_value_is_bound_after_routing() -> None:
-    """A step's bare value is the question for the rules and the one input of the model that is chosen."""
-    table = table_of(
-        model_entry("a", task="chat"),
-        model_entry("b", task="chat"),
-        routes={"r": {"rules": [{"keyword": "退款", "model": "a"}], "default": "b"}},
-    )
-    router, hosts = make(table)
-    ((result, chosen),) = await router.infer_many("r", [InferRequest(id="1", inputs={BARE_INPUT: ["退款"]})])
-    assert result.error is None
-    assert chosen["model"] == "a"
-    assert hosts["a-1.0.0"].requests[0].inputs == {"prompt": ["退款"]}
 
 
 # -- semantic routes
 
 
-async def test_semantic_routes_embed_once() -> None:
-    """Examples are embedded for the first request only; when embeddings fail the default answers."""
-    asked: list[str] = []
-
-    async def embed(texts: Sequence[str]) -> Mapping[str, Sequence[float]]:
-        asked.extend(texts)
-        if "boom" in texts:
-            raise Unavailable("no embeddings")
-        return {text: [1.0, 0.0] if "money" in text else [0.0, 1.0] for text in texts}
-
-    table = table_of(
-        model_entry("a"),
-        model_entry("b"),
-        routes={"r": {"rules": [{"similar_to": ["money back"], "threshold": 0.9, "model": "a"}], "default": "b"}},
-    )
-    router, _ = make(table, embedder=embed)
-    assert (await router.infer(call("r", inputs={"x": ["my money"]}))).chosen.model == "a"
-    assert (await router.infer(call("r", inputs={"x": ["weather"]}))).chosen.model == "b"
-    assert asked == ["money back", "my money", "weather"]
-    failed = await router.infer(call("r", inputs={"x": ["boom"]}))
-    assert failed.chosen.model == "b"
-    assert "no embeddings" in failed.chosen.why[0]
-
-
 # -- adaptive routes
 
 
-async def test_an_adaptive_route_leaves_a_failing_model() -> None:
-    """A route by live figures learns that one of its models fails, and sends all but the explored share elsewhere."""
-    table = table_of(
-        model_entry("a", config={"retry": {"max_attempts": 1}}),
-        model_entry("b"),
-        routes={"r": {"adaptive": {"candidates": ["a", "b"], "explore": 0.1, "min_samples": 5}}},
-    )
-    router, hosts = make(table)
-    for _ in range(20):
-        await router.infer(call("r"))
-    hosts["a-1.0.0"].error = ModelError("broken")
-    for _ in range(60):
-        await router.infer(call("r"))
-    before = len(hosts["a-1.0.0"].calls)
-    for _ in range(200):
-        await router.infer(call("r"))
-    assert len(hosts["a-1.0.0"].calls) - before < 60
-
-
 # -- tables
-
-
-async def test_older_tables_are_refused() -> None:
-    """A table with a lower revision changes nothing."""
-    router, _ = make(table_of(model_entry("m"), revision=5))
-    assert not router.set_table(table_of(model_entry("other"), revision=4))
-    assert "m" in router.table.models
-
-
-async def test_a_call_under_way_survives_a_new_table() -> None:
-    """A version that disappears from the table still answers the calls that were sent to it."""
-    router, hosts = make(table_of(model_entry("m"), revision=1))
-    hosts["m-1.0.0"].gate = asyncio.Event()
-    task = asyncio.ensure_future(router.infer(call()))
-    for _ in range(5):
-        await asyncio.sleep(0)
-    router.set_table(table_of(model_entry("m", weights={"2.0.0": 100}), revision=2))
-    hosts["m-1.0.0"].gate.set()
-    answer = await task
-    assert (answer.result.error, answer.chosen.version) == (None, "1.0.0")
-    assert router.stats.report(2).versions[0].revision == 1
 
 
 async def test_probes_are_counted_and_marked() -> None:
@@ -541,7 +276,9 @@ async def test_after_a_failed_probe_nobody_else_is_sent_for_a_while() -> None:
     for _ in range(50):
         await router.infer(call())
     assert len(hosts["m-1.0.0"].requests) == 1
-    router.clock.advance(3.0)
+    clock = router.clock
+    assert isinstance(clock, ManualClock)
+    clock.advance(3.0)
     for _ in range(50):
         await router.infer(call())
     assert len(hosts["m-1.0.0"].requests) == 2, "should the report be lost, probing goes on"
