@@ -16,6 +16,7 @@ QUESTIONS = [
     "Hi",
     "Tell me a story about a cat that crosses a wide river on a boat made of paper and of hope.",
     "2 + 2 =",
+    "Sum up: " + "the mill stands at the river, and the river turns its wheel. " * 9,
 ]
 
 
