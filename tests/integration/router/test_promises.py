@@ -1,0 +1,299 @@
+"""The router's promises on a real cluster, over HTTP: what a caller sees while versions fail, hang, die and are copied.
+
+One cluster, one control plane and four hosts for the whole module; a test changes only the model's own settings, which
+restarts no host. The hosts do what each request tells them (`serve_apps.hosts.testing.Puppet`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import httpx
+import pytest
+import pytest_asyncio
+
+from cluster.config.models import Config
+from cluster.config.wire import to_wire
+from cluster.errors import HeadraceError
+from cluster.ray_runtime import LocalCluster
+from headrace import AsyncClient
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.timeout(180),
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
+
+A, B = "1.0.0", "1.1.0"
+CPU = {"resources": {"cpus": 0.1}}
+BREAKER = {"consecutive_failures": 5, "base_ejection_s": 2, "half_open_requests": 2, "failure_rate": 1.0}
+
+
+def puppet(name: str, **settings: Any) -> dict[str, Any]:
+    here = {"provider": "python", "class": "serve_apps.hosts.testing:Puppet", "config": {"name": name}, **CPU}
+    return {**here, **settings}
+
+
+async def until(check: Callable[[], Any], *, seconds: float = 60.0) -> Any:
+    deadline = time.monotonic() + seconds
+    while True:
+        value = check()
+        if asyncio.iscoroutine(value):
+            value = await value
+        if value:
+            return value
+        assert time.monotonic() < deadline, "it did not happen in time"
+        await asyncio.sleep(0.1)
+
+
+class World:
+    """The cluster's HTTP surface, an operator's client, and an upstream that takes calls and never answers."""
+
+    def __init__(self, url: str, admin: AsyncClient, bucket: str, upstream: str):
+        self.http = httpx.AsyncClient(base_url=url, timeout=60, limits=httpx.Limits(max_connections=500))
+        self.admin = admin
+        self._bucket, self._upstream = bucket, upstream
+        self.wire: dict[str, Any] = {}
+
+    async def deploy(self, *, spare_fallback: tuple[str, ...] = (), **puppet_model: Any) -> None:
+        """All models, with these settings of `puppet` and the defaults for what is not named."""
+        model = {
+            "versions": {A: puppet("a"), B: puppet("b")},
+            "traffic": {A: 100},
+            "breaker": BREAKER,
+            **puppet_model,
+        }
+        slow = {"provider": "openai_compatible", "endpoint": f"{self._upstream}/v1", **CPU}
+        off = {"enabled": False}
+        wire = to_wire(
+            Config.model_validate(
+                {
+                    "storage": {"url": f"file://{self._bucket}"},
+                    "auth": {"enabled": False},
+                    "models": {
+                        "puppet": model,
+                        "spare": {"versions": {A: puppet("spare", timeout_s=3)}, "fallback": list(spare_fallback)},
+                        "upstream": {"task": "chat", "versions": {A: slow}, "breaker": off},
+                    },
+                }
+            )
+        )
+        wire["router"]["port"] = int(str(self.http.base_url).rstrip("/").rpartition(":")[2])
+        self.wire = wire
+        made = await self.admin.deploy({"config": wire})
+
+        async def ended() -> Any:
+            seen = await self.admin.deployment(made["id"])
+            return seen if seen["state"] != "running" else None
+
+        seen = await until(ended, seconds=120)
+        assert seen["state"] == "done", seen
+        revision = (await self.admin.status())["revision"]
+        await until(lambda: self._routers_have(revision))
+
+    async def _routers_have(self, revision: int) -> bool:
+        routers = (await self.admin.status())["routers"]
+        return bool(routers) and all(router["revision"] >= revision for router in routers)
+
+    async def ask(
+        self, order: Any = "", *, model: str = "puppet", version: str | None = None, timeout_s: float | None = None
+    ) -> httpx.Response:
+        text = order if isinstance(order, str) else json.dumps(order)
+        body = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": [text]}]}
+        headers = {"x-headrace-version": version} if version else {}
+        if timeout_s is not None:
+            headers["x-request-timeout-seconds"] = str(timeout_s)
+        return await self.http.post(f"/v2/models/{model}/infer", json=body, headers=headers)
+
+    async def breaker(self, version: str) -> str:
+        rows = {row["target"]: row["state"] for row in await self.admin.breakers()}
+        return str(rows.get(f"model:puppet:{version}", "closed"))
+
+
+def said(answer: httpx.Response) -> str:
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["outputs"][0]["data"][0])
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def world(ray_cluster: LocalCluster, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
+    import ray
+    from ray import serve
+
+    from cluster.names import CONTROL_PLANE, NAMESPACE
+    from serve_apps.control.bootstrap import ensure_control_plane
+    from serve_apps.router.bootstrap import deploy_router
+
+    upstream = socket.create_server(("127.0.0.1", 0), backlog=512)  # the kernel takes calls, nobody answers
+    bucket = str(tmp_path_factory.mktemp("bucket"))
+    port = int(ray_cluster.http_url.rpartition(":")[2])
+    plain = to_wire(Config.model_validate({"storage": {"url": f"file://{bucket}"}, "auth": {"enabled": False}}))
+    plain["router"]["port"] = port
+    await asyncio.to_thread(ensure_control_plane, plain)
+    await asyncio.to_thread(deploy_router, plain)
+    async with AsyncClient(ray_cluster.http_url) as admin:
+        made = World(ray_cluster.http_url, admin, bucket, f"http://127.0.0.1:{upstream.getsockname()[1]}")
+
+        async def answers() -> bool:
+            try:
+                return bool(await admin.status())
+            except HeadraceError:
+                return False
+
+        await until(answers)
+        await made.deploy()
+        yield made
+        await made.http.aclose()
+    upstream.close()
+    ray.kill(ray.get_actor(CONTROL_PLANE, NAMESPACE), no_restart=True)
+    for app in serve.status().applications:
+        serve.delete(app, _blocking=False)
+    await until(lambda: not serve.status().applications, seconds=90)
+
+
+async def test_every_hop_keeps_to_the_callers_deadline(world: World) -> None:
+    """A version that sleeps is left for the fallback when its own time is over, and for nobody when the caller's is."""
+    await world.deploy(spare_fallback=("puppet",))
+    answer, late, early = await asyncio.gather(
+        world.ask({"spare": "sleep 60"}, model="spare", timeout_s=30),
+        world.ask({"spare": "sleep 60", "a": "sleep 60"}, model="spare", timeout_s=4.5),
+        world.ask({"spare": "sleep 60"}, model="spare", timeout_s=0.5),
+    )
+    assert (said(answer), answer.headers["x-headrace-rule"]) == ("a", "fallback")
+    assert late.status_code == 504, late.text
+    assert "puppet 1.0.0 did not answer within" in late.json()["error"]
+    assert early.status_code == 504, early.text
+
+
+async def test_a_hedge_saves_a_request_that_hangs(world: World) -> None:
+    """With `hedge_after_ms`, the second copy answers although the first would sleep for a minute."""
+    await world.deploy(hedge_after_ms=50)
+    answer = await world.ask({"a": "once 60 first"}, timeout_s=20)
+    assert (said(answer), answer.headers["x-headrace-attempts"]) == ("a", "2")
+    assert (await world.ask()).headers["x-headrace-attempts"] == "1"
+
+
+async def test_a_mirror_costs_the_caller_nothing(world: World) -> None:
+    """A version that fails or hangs in the shadow gets its copies; no answer, breaker, feedback or figure shows it."""
+    await world.deploy(mirror={B: 100})
+    before = int(said(await world.ask({"b": "seen"}, version=B)))
+    answers = await asyncio.gather(*(world.ask({"b": "fail" if n % 2 else "sleep 20"}) for n in range(40)))
+    assert [said(answer) for answer in answers] == ["a"] * 40
+    assert {answer.headers["x-headrace-version"] for answer in answers} == {A}
+    await until(lambda: _seen_at_least(world, before + 40))
+    request = answers[0].headers["x-request-id"]
+    assert (await world.admin.feedback(request, 1.0))["version"] == A
+    assert await world.breaker(B) == "closed"
+
+
+async def _seen_at_least(world: World, number: int) -> bool:
+    return int(said(await world.ask({"b": "seen"}, version=B))) >= number
+
+
+async def test_a_late_success_closes_no_breaker(world: World) -> None:
+    """A request sent before the breaker opened and answered after it changes nothing; probes sent later close it."""
+    await world.deploy()
+    slow = asyncio.create_task(world.ask({"b": "sleep 2.5"}, version=B))
+    await asyncio.sleep(0.1)  # it has to be under way first
+    for _ in range(5):
+        assert (await world.ask({"b": "fail"}, version=B)).status_code == 500
+    await until(lambda: _is(world, B, "open"))
+    refused = await world.ask(version=B)
+    assert refused.status_code == 503
+    assert "ejected by its circuit breaker" in refused.json()["error"]
+    await until(lambda: _is(world, B, "half_open"))
+    assert said(await slow) == "b"
+    await asyncio.sleep(1.2)  # the router's report of it has been heard by now
+    assert await world.breaker(B) == "half_open", "nobody has asked since it opened but the late one"
+
+    async def probe() -> bool:
+        await world.ask(version=B)
+        return await _is(world, B, "closed")
+
+    await until(probe)
+
+
+async def _is(world: World, version: str, state: str) -> bool:
+    return await world.breaker(version) == state
+
+
+async def test_never_more_than_the_allowed_share_is_ejected(world: World) -> None:
+    """With both versions failing and half allowed out, one stays in use: callers see its errors, not a closed door."""
+    breaker = {**BREAKER, "max_ejection_percent": 50, "base_ejection_s": 60}
+    await world.deploy(breaker=breaker, traffic={A: 50, B: 50})
+    try:
+
+        async def fail_both() -> bool:
+            for _ in range(10):
+                await world.ask({"*": "fail"})
+            return "open" in {await world.breaker(A), await world.breaker(B)}
+
+        await until(fail_both)
+        for _ in range(20):
+            await world.ask({"*": "fail"})
+        states = [await world.breaker(A), await world.breaker(B)]
+        assert sorted(states) == ["closed", "open"]
+        stays = {"closed": (A, "a")}.get(states[0], (B, "b"))
+        answers = [await world.ask() for _ in range(10)]
+        assert {(answer.headers["x-headrace-version"], said(answer)) for answer in answers} == {stays}
+        told = await world.admin.explain("puppet", question="x")
+        assert sorted(row["breaker"] for row in told["versions"]) == ["closed", "open"]
+    finally:
+        for version in (A, B):
+            if await world.breaker(version) != "closed":
+                await world.admin.reset_breaker(f"model:puppet:{version}")
+
+
+async def test_a_killed_host_is_covered_by_the_fallback(world: World) -> None:
+    """kill -9 of the only replica: every request is answered, by the fallback until the host is back."""
+    await world.deploy(fallback=["spare"], breaker={**BREAKER, "base_ejection_s": 1})
+    pid = int(said(await world.ask({"a": "pid"})))
+    answers: list[httpx.Response] = []
+    stop = asyncio.Event()
+
+    async def caller() -> None:
+        while not stop.is_set():
+            answers.append(await world.ask(timeout_s=20))
+            await asyncio.sleep(0.01)
+
+    callers = [asyncio.create_task(caller()) for _ in range(4)]
+    await until(lambda: len(answers) > 20)
+    began = time.monotonic()
+    os.kill(pid, signal.SIGKILL)
+    await until(lambda: any(said(answer) == "spare" for answer in answers))
+    covered = time.monotonic() - began
+
+    async def back() -> bool:
+        return said(await world.ask()) == "a" and said(await world.ask({"a": "pid"})) not in ("spare", str(pid))
+
+    await until(back)
+    returned = time.monotonic() - began
+    mark = len(answers)
+    await until(lambda: len(answers) > mark + 20)
+    stop.set()
+    await asyncio.gather(*callers)
+    wrong = [answer.text for answer in answers if answer.status_code != 200]
+    assert wrong == []
+    slowest = max(answer.elapsed.total_seconds() for answer in answers)
+    print(f"killed: covered after {covered:.2f} s, back after {returned:.1f} s; slowest answer {slowest:.2f} s")
+
+
+async def test_a_dead_upstream_blocks_nobody_else(world: World) -> None:
+    """Hundreds of calls that hang in an upstream leave other models as they were."""
+    body = {"model": "upstream", "messages": [{"role": "user", "content": "x"}]}
+    hanging = [asyncio.create_task(world.http.post("/v1/chat/completions", json=body)) for _ in range(300)]
+    await asyncio.sleep(0.5)  # they have to be under way
+    for _ in range(20):
+        assert said(await world.ask(timeout_s=10)) == "a"
+    assert [task.result().text for task in hanging if task.done()] == []
+    for task in hanging:
+        task.cancel()
+    await asyncio.gather(*hanging, return_exceptions=True)
