@@ -49,6 +49,11 @@ class Checker:
             self.submitted.add(record["id"])
         self._keys = {key: (run_id, at) for key, run_id, at in keys}
 
+    @property
+    def keys(self) -> Mapping[str, tuple[str, float]]:
+        """Idempotency key to its newest run in this log, and when that was accepted."""
+        return self._keys
+
     def feed(self, event: ev.Event, *, position: int | None = None) -> None:
         """Take the next fact."""
         self._position, self._event = position, event

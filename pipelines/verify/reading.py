@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import orjson
 
@@ -18,7 +18,7 @@ from pipelines.run_store.archive import Archive
 from pipelines.run_store.records import Archived, RunsCollected, StoreFact, decode_record
 from pipelines.run_store.runids import created_ms, order_key
 from pipelines.run_store.snapshots import split_snapshot
-from pipelines.verify.checker import Checker
+from pipelines.verify.checker import KEY_RETENTION_S, Checker
 from pipelines.verify.report import Report, Violation
 
 __all__ = ["verify_bucket", "verify_url"]
@@ -47,10 +47,12 @@ async def verify_bucket(bucket: Bucket, *, acknowledged: Iterable[str] = ()) -> 
         raise NotFound(f"{bucket.url} holds nothing of headrace: is the URL right?")
     seen: set[str] = set()
     collected: dict[str, float] = {}
+    keys: dict[str, tuple[str, float]] = {}
     for shard in shards:
-        found, run_ids, collected[shard] = await _verify_shard(bucket, f"runs/{shard}")
-        report.merge(found)
-        seen |= run_ids
+        checker, collected[shard] = await _verify_shard(bucket, f"runs/{shard}")
+        report.merge(checker.report)
+        report.violations += _doubled_keys(keys, checker.keys, log=f"runs/{shard}")
+        seen |= checker.submitted
     if await bucket.list("control/wal/"):
         report.merge(await _verify_integrity(bucket, "control"))
     gone = 0
@@ -66,6 +68,17 @@ async def verify_bucket(bucket: Bucket, *, acknowledged: Iterable[str] = ()) -> 
             f"{gone} acknowledged runs are older than what state.retention let be collected: nothing is left to check"
         )
     return report
+
+
+def _doubled_keys(
+    known: dict[str, tuple[str, float]], more: Mapping[str, tuple[str, float]], *, log: str
+) -> Iterator[Violation]:
+    """Keys that gave a run in this shard and, within their retention, in one before it; `known` takes them in."""
+    for key, (run_id, at) in more.items():
+        before = known.setdefault(key, (run_id, at))
+        if before[0] != run_id and abs(at - before[1]) < KEY_RETENTION_S:
+            message = f"idempotency key {key!r} gave run {before[0]} and, in another shard, run {run_id}"
+            yield Violation(invariant="one_key_one_run", message=message, log=log, run_id=run_id)
 
 
 def _may_be_collected(run_id: str, collected: Mapping[str, float]) -> bool:
@@ -101,11 +114,11 @@ async def _verify_integrity(bucket: Bucket, prefix: str) -> Report:
     return report
 
 
-async def _verify_shard(bucket: Bucket, prefix: str) -> tuple[Report, set[str], float]:
+async def _verify_shard(bucket: Bucket, prefix: str) -> tuple[Checker, float]:
     checker = Checker(log=prefix)
     history = await _read(bucket, prefix, checker.report)
     if history is None:
-        return checker.report, set(), 0.0
+        return checker, 0.0
     archive = Archive(bucket=bucket, prefix=prefix, ids=SystemIds())
     start = 0
     if history.snapshot is not None:
@@ -137,4 +150,4 @@ async def _verify_shard(bucket: Bucket, prefix: str) -> tuple[Report, set[str], 
     else:
         checker.report.counts["runs archived"] += len(archived)
         checker.note_archived(archived)
-    return checker.report, checker.submitted, archive.collected.before
+    return checker, archive.collected.before

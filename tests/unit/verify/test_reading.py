@@ -12,6 +12,7 @@ from cluster.config.models import StorageConfig
 from cluster.errors import FormatVersionUnsupported, NotFound
 from cluster.log import DurableLog
 from cluster.storage.testing import MemoryBucket
+from pipelines.run_store.testing import StoreFactory
 from pipelines.verify.reading import verify_bucket, verify_url
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "bucket-v1"
@@ -92,3 +93,17 @@ async def test_another_format_is_refused(bucket: MemoryBucket) -> None:
     bucket.objects["headrace.json"] = b'{"product": "headrace", "format": 2}'
     with pytest.raises(FormatVersionUnsupported):
         await verify_bucket(bucket)
+
+
+async def test_a_key_that_gave_runs_in_two_shards_is_named() -> None:
+    """Each shard's log is good by itself; together they break the promise of idempotency keys."""
+    bucket = MemoryBucket()
+    runs = []
+    for shard in (0, 1):
+        async with StoreFactory(bucket=bucket, shard=shard).running() as store:
+            await store.register({"workflow": "workflow: {name: one, steps: [{id: a, type: python_script}]}"})
+            runs.append((await store.submit({"workflow": "one", "idempotency_key": "k"}))["id"])
+            await store.submit({"workflow": "one", "idempotency_key": f"other-{shard}"})
+    report = await verify_bucket(bucket, acknowledged=runs)
+    assert [(v.invariant, v.log, v.run_id) for v in report.violations] == [("one_key_one_run", "runs/1", runs[1])]
+    assert runs[0] in report.violations[0].message
