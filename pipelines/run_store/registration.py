@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 
 from cluster.errors import InvalidInput, TooLarge
-from cluster.storage import BlobStore
+from cluster.storage import BlobRef, BlobStore
 from pipelines.executor.bundles import MAX_BUNDLE_BYTES, pack
 from pipelines.spec.check import Known
 from pipelines.spec.load import parse_workflow
@@ -54,11 +54,21 @@ async def read_definition(
         return Definition(spec=spec, bundle=digest, scripts=script_digests(spec, files))
     spec = parse_workflow(text, known=known)
     if request.get("bundle"):
-        return Definition(spec=spec, bundle=str(request["bundle"]), scripts=request.get("scripts"))
+        return Definition(spec=spec, bundle=await _kept(request["bundle"], blobs), scripts=request.get("scripts"))
     if inherit is not None:
         kept = {step: sha for step, sha in (inherit.scripts or {}).items() if spec.step(step) is not None}
         return Definition(spec=spec, bundle=inherit.bundle, scripts=kept or None)
     return Definition(spec=spec, bundle=None, scripts=None)
+
+
+async def _kept(bundle: Any, blobs: BlobStore) -> str:
+    """A bundle that was uploaded before, kept from a collection. Raises `InvalidInput` when it is not there."""
+    ref = BlobRef.parse({"$blob": bundle, "size": 0})
+    if ref is None or not await blobs.keep(ref):
+        raise InvalidInput(
+            f"bundle: no blob {str(bundle)[:80]!r} is stored here: upload the folder first, or send its files"
+        )
+    return ref.sha256
 
 
 def script_digests(spec: WorkflowSpec, files: Mapping[str, bytes]) -> dict[str, str]:

@@ -402,6 +402,18 @@ async def test_workflows_are_registered_by_operators(server: Server) -> None:
     assert nothing.status_code == 400
 
 
+async def test_a_bundle_that_is_not_there_is_refused_at_once(server: Server) -> None:
+    """A workflow whose scripts could never be fetched is not registered; one that was uploaded is."""
+    operate = {"x-api-key": "op"}
+    blobs = StoredBlobs(open_bucket=lambda: server.bucket)
+    for bundle in ("0" * 64, "../../etc/passwd", "nonsense"):
+        wrong = await server.post("/admin/workflows", json={"workflow": ASK, "bundle": bundle}, headers=operate)
+        assert wrong.status_code == 400, wrong.text
+    stored = await blobs.put_stream(once(b"PK"), media_type="application/zip", name="ask.zip")
+    right = await server.post("/admin/workflows", json={"workflow": ASK, "bundle": stored["$blob"]}, headers=operate)
+    assert right.status_code == 201, right.text
+
+
 async def test_logs_and_outputs_are_streamed(server: Server) -> None:
     """A step's log comes as text from its blob; an output that is not there (yet) is a 404 that says why."""
     blobs = StoredBlobs(open_bucket=lambda: server.bucket)
