@@ -65,8 +65,12 @@ class OutputCapture:
         os.set_blocking(self._read_end, False)
         os.dup2(write_end, 1)
         os.dup2(write_end, 2)
+        # By lines: what stays in a buffer is seen by nobody while the step runs, and dies with its process.
         self._stream = io.TextIOWrapper(
-            io.BufferedWriter(io.FileIO(write_end, "w", closefd=True)), encoding="utf-8", errors="backslashreplace"
+            io.BufferedWriter(io.FileIO(write_end, "w", closefd=True)),
+            encoding="utf-8",
+            errors="backslashreplace",
+            line_buffering=True,
         )
         sys.stdout = sys.stderr = self._stream
         _Drainer.of_process().add(self._read_end, self.kept)

@@ -9,7 +9,7 @@ from hypothesis import given
 
 from cluster.cut_text import gap, news
 from cluster.errors import StorageUnavailable
-from pipelines.executor.capture import BoundedText
+from pipelines.executor.capture import BoundedText, OutputCapture
 from pipelines.executor.live_log import LiveLog
 from pipelines.executor.log_keys import LogKey, log_key, parse_log_key, run_prefix
 from pipelines.executor.port import Attempt
@@ -150,3 +150,10 @@ def test_the_thread_writes_a_step_that_runs_on_and_leaves_short_ones_alone() -> 
         with LiveLog(kept, short.append, 0.02):
             pass
     assert short == []
+
+
+def test_a_printed_line_is_captured_at_once() -> None:
+    """A line is there as soon as it was printed, not when the step ends or a buffer is full."""
+    with OutputCapture(1000) as capture:
+        print("working")
+        until(lambda: capture.kept.value() == b"working\n", "the line", 10)
