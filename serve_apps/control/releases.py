@@ -136,7 +136,7 @@ class Releases:
             # Not even by force: the release would roll back at once.
             raise Conflict(
                 f"{name} {candidate} may not be released: {ejected}. Mend it and deploy it anew, which clears its "
-                "record, or wait until the breaker is half-open"
+                "record, wait until the breaker is half-open, or close it (`headrace breakers reset`)"
             )
         return others[0]
 
