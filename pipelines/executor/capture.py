@@ -65,12 +65,8 @@ class OutputCapture:
         os.set_blocking(self._read_end, False)
         os.dup2(write_end, 1)
         os.dup2(write_end, 2)
-        # By lines: what stays in a buffer is seen by nobody while the step runs, and dies with its process.
         self._stream = io.TextIOWrapper(
-            io.BufferedWriter(io.FileIO(write_end, "w", closefd=True)),
-            encoding="utf-8",
-            errors="backslashreplace",
-            line_buffering=True,
+            io.BufferedWriter(io.FileIO(write_end, "w", closefd=True)), encoding="utf-8", errors="backslashreplace"
         )
         sys.stdout = sys.stderr = self._stream
         _Drainer.of_process().add(self._read_end, self.kept)
@@ -89,6 +85,12 @@ class OutputCapture:
         _Drainer.of_process().remove(self._read_end)
         _close(self._stream)
         os.close(self._read_end)
+
+    def flush(self) -> None:
+        """Take what is printed and still in a buffer. From another thread than the step's: a stream that writes each
+        line by itself would make printing many of them ten times as slow."""
+        _flush(self._stream)
+        _Drainer.of_process().drain(self._read_end)
 
     def text(self) -> bytes:
         """What was printed, UTF-8, within the bound."""
@@ -120,6 +122,13 @@ class _Drainer:
         with self._lock:
             self._open[descriptor] = kept
             self._epoll.register(descriptor, select.EPOLLIN)
+
+    def drain(self, descriptor: int) -> None:
+        """Takes what is in the pipe by now, if its step has not ended meanwhile."""
+        with self._lock:
+            kept = self._open.get(descriptor)
+            while kept is not None and _take(descriptor, kept):
+                pass
 
     def remove(self, descriptor: int) -> None:
         """Takes what is still in the pipe, then forgets it."""

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import ClassVar
 
 from cluster.errors import HeadraceError
-from pipelines.executor.capture import BoundedText
+from pipelines.executor.capture import OutputCapture
 
 __all__ = ["LiveLog", "LogPut"]
 
@@ -20,10 +20,11 @@ LogPut = Callable[[bytes], None]
 
 
 class LiveLog:
-    """`with LiveLog(kept, put, every_s) as live: …`; after it `live.end(text)` writes what was not written yet."""
+    """`with LiveLog(capture, put, every_s) as live: …`; after it `live.end(text)` writes what was not written yet."""
 
-    def __init__(self, kept: BoundedText, put: LogPut, every_s: float) -> None:
-        self._kept = kept
+    def __init__(self, capture: OutputCapture, put: LogPut, every_s: float) -> None:
+        self._capture = capture
+        self._kept = capture.kept
         self._put = put
         self._every_s = every_s
         self._lock = threading.Lock()
@@ -63,8 +64,11 @@ class LiveLog:
     def tick(self) -> None:
         """Write what is there, if it grew. A bucket that does not answer now may do so the next time."""
         with self._lock:
+            if self._ended:
+                return
+            self._capture.flush()
             total = self._kept.total
-            if self._ended or total == self._written:
+            if total == self._written:
                 return
             try:
                 self._put(self._kept.value())

@@ -78,13 +78,13 @@ class ScriptRunner:
         scratch = _Scratch()
         capture = OutputCapture(self.limits.max_log)
         key = log_key(attempt)
-        live = LiveLog(capture.kept, lambda text: self.blobs.put_log_blocking(key, text), self.limits.live_log_s)
+        live = LiveLog(capture, lambda text: self.blobs.put_log_blocking(key, text), self.limits.live_log_s)
         output: Any = None
         error: HeadraceError | None = None
         status = "success"
         try:
             with _time_limit(attempt.timeout_s, self.limits.kill_grace_s):
-                with live, capture:
+                with capture, live:
                     result = self._call(attempt, callable_path, scratch)
                 output = pack_output(
                     result,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-
 import hypothesis.strategies as st
 from hypothesis import given
 
@@ -95,34 +93,37 @@ def _parts(text: bytes) -> list[bytes | int]:
 
 
 def test_a_running_step_is_written_when_it_grew_and_ends_once() -> None:
-    """Ticks write only what is new; the end writes the rest, or nothing when all of it is there."""
-    kept, puts = BoundedText(1000), []  # type: BoundedText, list[bytes]
-    live = LiveLog(kept, puts.append, 60.0)
-    live.tick()
-    assert puts == []
-    kept.add(b"one\n")
-    live.tick()
-    live.tick()
-    assert puts == [b"one\n"]
+    """Ticks write only what is new, out of any buffer; the end writes the rest, or nothing when all of it is there."""
+    puts: list[bytes] = []
+    with OutputCapture(1000) as capture:
+        live = LiveLog(capture, puts.append, 60.0)
+        live.tick()
+        assert puts == []
+        print("one")
+        live.tick()
+        live.tick()
+        assert puts == [b"one\n"]
     assert live.end() == 4
     assert puts == [b"one\n"]
-    kept.add(b"late")
+    capture.kept.add(b"late")
     live.tick()
     assert puts == [b"one\n"]
 
 
 def test_a_trace_is_put_behind_what_was_printed() -> None:
     """What the step printed and its traceback are one log, a line each."""
-    kept, puts = BoundedText(1000), []  # type: BoundedText, list[bytes]
-    live = LiveLog(kept, puts.append, 60.0)
-    kept.add(b"so far")
+    puts: list[bytes] = []
+    with OutputCapture(1000) as capture:
+        live = LiveLog(capture, puts.append, 60.0)
+        print("so far", end="")
     assert live.end(b"Traceback") == len(b"so far\nTraceback")
     assert puts == [b"so far\nTraceback"]
 
 
 def test_a_bucket_that_is_away_is_tried_again_at_the_next_tick() -> None:
     """A write that fails does not count as written."""
-    kept, puts, away = BoundedText(1000), [], [True]  # type: BoundedText, list[bytes], list[bool]
+    puts: list[bytes] = []
+    away = [True]
 
     def put(text: bytes) -> None:
         if away:
@@ -130,30 +131,22 @@ def test_a_bucket_that_is_away_is_tried_again_at_the_next_tick() -> None:
             raise StorageUnavailable("not now")
         puts.append(text)
 
-    live = LiveLog(kept, put, 60.0)
-    kept.add(b"x")
-    live.tick()
-    live.tick()
-    assert puts == [b"x"]
+    with OutputCapture(1000) as capture:
+        live = LiveLog(capture, put, 60.0)
+        print("x")
+        live.tick()
+        live.tick()
+    assert puts == [b"x\n"]
 
 
 def test_the_thread_writes_a_step_that_runs_on_and_leaves_short_ones_alone() -> None:
     """A step that is there at two looks has its output in the bucket while it runs; one between two looks has not."""
-    written = threading.Event()
-    kept = BoundedText(1000)
-    kept.add(b"still at it\n")
-    with LiveLog(kept, lambda text: written.set(), 0.02) as live:
-        assert written.wait(10)
-        until(lambda: live.written, "the written state")
+    written: list[bytes] = []
+    with OutputCapture(1000) as capture, LiveLog(capture, written.append, 0.02):
+        print("still at it")
+        until(lambda: written == [b"still at it\n"], "the output so far", 10)
     short: list[bytes] = []
     for _ in range(3):
-        with LiveLog(kept, short.append, 0.02):
+        with OutputCapture(1000) as capture, LiveLog(capture, short.append, 0.02):
             pass
     assert short == []
-
-
-def test_a_printed_line_is_captured_at_once() -> None:
-    """A line is there as soon as it was printed, not when the step ends or a buffer is full."""
-    with OutputCapture(1000) as capture:
-        print("working")
-        until(lambda: capture.kept.value() == b"working\n", "the line", 10)
