@@ -39,6 +39,8 @@ class Batcher(Generic[T, R]):
 
     When `run` raises, or answers with another number of values, the batch is split into halves and each is run again,
     so that only the item at fault fails. `may_retry(items)` can forbid that (a streamed answer can't be sent twice).
+    `stoppable`: `run` ends when it is cancelled, and is, once nobody waits for any answer of its batch (a thread cannot
+    be stopped, so a model that computes in one goes on to the end).
     """
 
     def __init__(
@@ -48,8 +50,10 @@ class Batcher(Generic[T, R]):
         *,
         clock: Clock,
         may_retry: Callable[[list[T]], bool] | None = None,
+        stoppable: bool = False,
     ):
         self._run = run
+        self._stoppable = stoppable
         self._clock = clock
         self._may_retry = may_retry
         self._planner = Planner(policy)
@@ -153,6 +157,8 @@ class Batcher(Generic[T, R]):
         live = [t for t in batch.tickets if not self._entries[t.number].future.done()]
         outcomes: list[R | BaseException] = []
         try:
+            if live and self._stoppable:
+                self._stop_with_the_last([self._entries[t.number].future for t in live])
             if live:
                 outcomes = await self._isolate([self._entries[t.number].item for t in live])
         except asyncio.CancelledError:
@@ -181,6 +187,18 @@ class Batcher(Generic[T, R]):
                 del self._entries[ticket.number]
             self._settle()
             self._schedule()
+
+    @staticmethod
+    def _stop_with_the_last(futures: list[asyncio.Future[BatchAnswer[R]]]) -> None:
+        """Cancel the running batch when the last of its callers has gone."""
+        work = asyncio.current_task()
+
+        def gone(future: asyncio.Future[BatchAnswer[R]]) -> None:
+            if work is not None and future.cancelled() and all(other.done() for other in futures):
+                work.cancel()
+
+        for future in futures:
+            future.add_done_callback(gone)
 
     async def _isolate(self, items: list[T]) -> list[R | BaseException]:
         """Run; on failure halve until the item at fault stands alone. Costs at most 2n - 1 calls."""

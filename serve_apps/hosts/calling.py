@@ -44,6 +44,11 @@ class ModelCaller:
         return hasattr(self._model, "predict_stream")
 
     @property
+    def stoppable(self) -> bool:
+        """Whether a call ends when it is cancelled: an async one does, a thread goes on."""
+        return not self.streams_in_batches and inspect.iscoroutinefunction(self._model.predict)
+
+    @property
     def streams_alone(self) -> bool:
         """Whether the model streams one item outside batches (`stream`)."""
         return callable(getattr(self._model, "stream", None))

@@ -111,7 +111,7 @@ class Host:
                 self._counts.ran(len(works))
                 self._metrics.batch(size=len(works), seconds=self._clock.monotonic() - run_began)
 
-        self._batcher = Batcher(run, policy, clock=self._clock, may_retry=nothing_sent)
+        self._batcher = Batcher(run, policy, clock=self._clock, may_retry=nothing_sent, stoppable=caller.stoppable)
         self._loaded_s = self._clock.monotonic() - began
 
     @property

@@ -245,3 +245,24 @@ async def test_an_item_cancelled_in_the_moment_of_closing_disturbs_nothing() -> 
     await batcher.close()
     await asyncio.sleep(0)
     assert complaints == []
+
+
+async def test_a_batch_that_nobody_waits_for_is_stopped() -> None:
+    """When the last caller of a running batch has gone, its work is cancelled and its place is free for others."""
+    model = Doubler()
+    model.gate.clear()
+    policy = BatchPolicy(max_batch_size=2, max_queue_delay_s=0.001, parallelism=1)
+    batcher = Batcher(model, policy, clock=SystemClock(), stoppable=True)
+    first, second = (asyncio.ensure_future(batcher.submit(n)) for n in range(2))
+    await model.entered.wait()
+    first.cancel()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert batcher.running == 1, "one caller still waits"
+    second.cancel()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert batcher.running == 0
+    model.gate.set()
+    assert (await batcher.submit(7)).value == 14
+    await batcher.close()
