@@ -3,6 +3,10 @@
 A call goes at once while fewer than `max_in_flight` hops are under way (calls of the same turn of the event loop go
 together). Otherwise it waits until a hop returns, but never longer than `max_wait_s`: then it goes whatever is under
 way.
+
+A hop's answers come back together, so an urgent call, or one that is refused at once, waits for the slowest of its
+hop. Where the model's own work counts for more than the hop, a hop is therefore given only as many calls as are done in
+`hop_work_s`: calls to a slow model go alone, and its host's queue decides about their order.
 """
 
 from __future__ import annotations
@@ -30,12 +34,15 @@ class Coalescer:
         max_in_flight: int = 2,
         max_merged: int = 64,
         max_wait_s: float = 0.005,
+        hop_work_s: float = 0.05,
     ):
         self._send = send
         self.merge = merge
         self.max_in_flight = max_in_flight
         self.max_merged = max_merged
         self.max_wait_s = max_wait_s
+        self.hop_work_s = hop_work_s
+        self._call_s = 0.0
         self._queue: deque[_Item] = deque()
         self._hops: dict[asyncio.Task[None], list[_Item]] = {}
         self._scheduled = False
@@ -52,6 +59,21 @@ class Coalescer:
     def in_flight(self) -> int:
         """Hops under way."""
         return len(self._hops)
+
+    @property
+    def hop_size(self) -> int:
+        """How many calls may share the next hop, by what the model's work on one call took lately."""
+        if not self.merge:
+            return 1
+        if self._call_s * self.max_merged <= self.hop_work_s:
+            return self.max_merged
+        return max(1, int(self.hop_work_s / self._call_s))
+
+    def _learn(self, results: Sequence[InferResult]) -> None:
+        """Seconds of the model's work per call: a batch's time over its size. Half of what is known is the last hop."""
+        times = [result.compute_s / result.batch_size for result in results if result.batch_size > 0]
+        if times:
+            self._call_s = (self._call_s + sum(times) / len(times)) / 2
 
     async def submit(self, request: InferRequest) -> InferResult:
         """The host's answer to `request`. Raises what kept the whole hop from being answered, as a HeadraceError.
@@ -87,7 +109,7 @@ class Coalescer:
             self._start_hop()
 
     def _start_hop(self) -> None:
-        size = self.max_merged if self.merge else 1
+        size = self.hop_size
         batch: list[_Item] = []
         while self._queue and len(batch) < size:
             item = self._queue.popleft()
@@ -117,6 +139,7 @@ class Coalescer:
         if len(results) != len(batch):
             _fail(batch, InternalError(f"the host answered {len(results)} of {len(batch)} requests"))
             return
+        self._learn(results)
         for (_, future), result in zip(batch, results, strict=True):
             if not future.done():
                 future.set_result(result)

@@ -225,3 +225,40 @@ def test_every_call_gets_its_own_answer(
         assert merger.in_flight == 0
 
     asyncio.run(run())
+
+
+async def test_calls_to_a_slow_model_go_in_small_hops() -> None:
+    """A hop holds about as many calls as are done in `hop_work_s`, so that none waits long for the others of its hop;
+    calls to a quick model share a hop as before, also after it was slow for a while."""
+    seconds, sizes = 0.2, []
+
+    async def send(requests: Sequence[InferRequest]) -> list[InferResult]:
+        sizes.append(len(requests))
+        return [InferResult(outputs={}, compute_s=seconds, batch_size=4) for _ in requests]
+
+    merger = Coalescer(send, hop_work_s=0.1, max_wait_s=0.0)
+
+    async def burst() -> list[int]:
+        sizes.clear()
+        await asyncio.gather(*(merger.submit(request(i)) for i in range(40)))
+        return list(sizes)
+
+    assert await burst() == [40], "nothing is known yet"
+    for _ in range(6):
+        await burst()
+    assert set(await burst()) <= {1, 2}
+    seconds = 0.001
+    for _ in range(6):
+        await burst()
+    assert await burst() == [40]
+
+
+async def test_refusals_say_nothing_about_the_work() -> None:
+    """Calls that were refused before any work leave what is known about its duration as it is."""
+
+    async def send(requests: Sequence[InferRequest]) -> list[InferResult]:
+        return [InferResult(error=Unavailable("full")) for _ in requests]
+
+    merger = Coalescer(send)
+    await asyncio.gather(*(merger.submit(request(i)) for i in range(40)))
+    assert merger.hop_size == merger.max_merged
