@@ -91,7 +91,10 @@ class Releases:
             if value is not None:
                 given[key] = value
         base = model_config(model).release.model_dump(mode="json")
-        given["analysis"] = {**base["analysis"], **payload.optional_mapping("analysis")}
+        analysis = payload.optional_mapping("analysis")
+        if unknown := sorted(analysis.keys() - base["analysis"].keys()):
+            raise InvalidInput(f"release: no analysis {', '.join(unknown)}: {', '.join(base['analysis'])}")
+        given["analysis"] = {**base["analysis"], **analysis}
         # Naming one guard rail must not take the others away; null takes one away.
         guard = {**base["guard"], **payload.optional_mapping("guard")}
         given["guard"] = {key: limit for key, limit in guard.items() if limit is not None}
@@ -105,8 +108,8 @@ class Releases:
         steps = list(config.steps)
         if not steps or any(not 0 < step <= 100 for step in steps) or steps != sorted(set(steps)):
             raise InvalidInput("release: steps must grow, each more than 0 and at most 100")
-        if unknown := set(config.guard) - set(GUARDS):
-            raise InvalidInput(f"release: no guard {', '.join(sorted(unknown))}: {', '.join(GUARDS)}")
+        if unknown := sorted(set(config.guard) - set(GUARDS)):
+            raise InvalidInput(f"release: no guard {', '.join(unknown)}: {', '.join(GUARDS)}")
         return plan_release(config)
 
     def _startable(self, name: str, candidate: str) -> str:

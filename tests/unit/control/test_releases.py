@@ -380,7 +380,7 @@ async def test_what_cannot_be_released_is_refused(plane: ControlPlane) -> None:
         ({"candidate": "1.1.0"}, Conflict, "in progress"),
         ({"candidate": "1.1.0", "steps": [50, 10]}, InvalidInput, "steps must grow"),
         ({"candidate": "1.1.0", "guard": {"cost": 1}}, InvalidInput, "no guard cost"),
-        ({"candidate": "1.1.0", "analysis": {"error": 1}}, InvalidInput, "analysis"),
+        ({"candidate": "1.1.0", "analysis": {"error": 1}}, InvalidInput, "no analysis error: error_rate"),
     ):
         with pytest.raises(error, match=words):
             await plane.call("release_start", {"model": "echo", **payload})
