@@ -253,7 +253,7 @@ def _refuse_taken_port(host: str, port: int) -> None:
         except OSError as error:
             raise Unavailable(
                 f"port {port} on {host} is taken ({error.strerror}); stop what uses it, or set router.port "
-                f"(HEADRACE_ROUTER__PORT={port + 1})"
+                f"(HEADRACE__ROUTER__PORT={port + 1})"
             ) from None
 
 

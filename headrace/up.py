@@ -3,6 +3,7 @@ that talks to Ray."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sys
 from collections.abc import Mapping
@@ -12,12 +13,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from cluster.config.loader import Loaded
+from cluster.config.models import Config
 from cluster.config.secrets import SECRETS_FILE_VARIABLE, Secrets, collect_secrets, write_secrets_file
 from cluster.config.wire import to_wire
 from cluster.errors import HeadraceError, Unauthorized, Unavailable
 from headrace.client import Client
 from headrace.connection import read_credentials, write_credentials
-from headrace.deployment import deploy_request
+from headrace.deployment import deploy_request, engine_of
 from headrace.progress import step
 from headrace.transports import HttpTransport
 
@@ -52,10 +54,48 @@ def bring_up(loaded: Loaded, env: Mapping[str, str], *, quiet: bool = False) -> 
     from pipelines.spec.load import load_workflows
 
     config = loaded.config
-    load_workflows(loaded.directory / config.workflows.dir, config=config)  # a mistake is told before anything starts
+    # Mistakes are told before anything starts.
+    load_workflows(loaded.directory / config.workflows.dir, config=config, has_engine=engine_of(config))
     request, warnings = deploy_request(loaded, env)
     state = local_dir(loaded)
+    if config.cluster.address is None and not _runs(state):
+        with step(f"bucket {config.storage.url}", quiet=quiet):
+            asyncio.run(_check_bucket(config, env))
     cluster, was_running = _start_ray(loaded, env, quiet=quiet)
+    try:
+        key, url, client = _start_services(config, cluster, state, quiet=quiet)
+    except HeadraceError:
+        if cluster is not None and not was_running:
+            # What cannot work is not left running; its logs stay.
+            import ray
+
+            ray.shutdown()
+            stop(state)
+        raise
+    return Up(url, key, cluster.dashboard if cluster is not None else None, client, request, warnings, was_running)
+
+
+async def _check_bucket(config: Config, env: Mapping[str, str]) -> None:
+    """As the actors do when they start, but where a person looks. Raises what `check_bucket` raises."""
+    from cluster.storage import open_bucket
+    from cluster.storage.probe import check_bucket
+
+    bucket = open_bucket(config.storage, resolve_secret=Secrets.open(env).value)
+    try:
+        await check_bucket(bucket)
+    finally:
+        await bucket.close()
+
+
+def _runs(state: Path) -> bool:
+    """Whether the cluster whose files are in this folder runs."""
+    from cluster.ray_runtime import find_local
+
+    return find_local(state) is not None
+
+
+def _start_services(config: Config, cluster: Any, state: Path, *, quiet: bool) -> tuple[str | None, str, Client]:
+    """Control plane, router and run stores; returns the operator's key, the URL, and a client of it."""
     # A filter and no level: Serve sets its logger's level itself, when it is imported.
     logging.getLogger("ray.serve").addFilter(lambda record: record.levelno >= logging.WARNING)
     if cluster is not None:
@@ -79,7 +119,7 @@ def bring_up(loaded: Loaded, env: Mapping[str, str], *, quiet: bool = False) -> 
     client = Client(transport=HttpTransport(url, key, timeout_s=60))
     with step(f"router answers at {url}", quiet=quiet):
         _wait_for_router(client)
-    return Up(url, key, cluster.dashboard if cluster is not None else None, client, request, warnings, was_running)
+    return key, url, client
 
 
 def _reachable(host: str) -> str:

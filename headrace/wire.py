@@ -115,9 +115,6 @@ def error_of(response: Response) -> HeadraceError:
         else:
             code, message = data.get("code"), data.get("detail") or data.get("title")
             details = data.get("details") or {}
-    if data is None and response.status == 404 and b"/-/routes" in response.body:
-        # Serve's own proxy answered: Ray runs there, and nothing of headrace does (yet, or any more).
-        return errors.Unavailable("Ray Serve answers there, but headrace's router does not: `headrace up` starts it")
     text = str(message or response.body[:200].decode(errors="replace") or f"HTTP {response.status}")
     retry_after = parse_retry_after(response.headers.get("retry-after"), now=time.time())
     cls = _BY_CODE.get(str(code)) or _BY_STATUS.get(response.status, ServerError)

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 __all__ = ["ago", "exit_code", "fail", "note", "print_json", "print_table", "say", "short", "time_left"]
 
+SHORT_CELL = 12
+"""Characters of a table's cell that are never cut in a narrow terminal."""
+
 
 def say(text: str = "") -> None:
     """A result, on stdout."""
@@ -60,7 +63,14 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[Any]], *, empty:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(*headers, box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), collapse_padding=True)
+    for column, header in enumerate(headers):
+        # What stands first is what people copy (an id, a name), and short cells say little when they are cut: however
+        # narrow the terminal, both stay whole. The last column flows over several lines.
+        widest = max(len(header), *(len(_text(row[column])) for row in rows))
+        last = column == len(headers) - 1
+        whole = widest if column == 0 or widest <= SHORT_CELL else SHORT_CELL if last else None
+        table.add_column(header, no_wrap=not last, min_width=whole, overflow="fold" if last else "ellipsis")
     for row in rows:
         table.add_row(*(_coloured(_text(cell)) for cell in row))
     console().print(table)

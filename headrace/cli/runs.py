@@ -56,7 +56,10 @@ def _start(client: Client, workflow: str, inputs: list[str] | None, files: list[
         client.register(folder)
         note(f"registered {workflow}")
     value = run_input(inputs or [], read_stdin=sys.stdin.read)
-    return client.submit(workflow, value, files=upload_files(files or []) or None, **options)
+    started = client.submit(workflow, value, files=upload_files(files or []) or None, **options)
+    for warning in started.raw.get("warnings") or []:
+        note(f"note: {warning}")
+    return started
 
 
 def _given(pairs: list[str] | None, inputs: list[str] | None) -> list[str]:
@@ -153,7 +156,12 @@ def _give_up(timeout: str | None) -> float | None:
         raise InvalidInput(f"--timeout: {error}") from None
 
 
-def _follow(client: Client, run_id: str, timeout: str | None, *, quiet: bool, json: bool) -> int:
+def _last_event(client: Client, run_id: str) -> int:
+    """The number of the newest event of a run that has ended; 0 for one that goes on, which a resume refuses."""
+    return max((event.id for event in client.events(run_id)), default=0) if client.get_run(run_id).ended else 0
+
+
+def _follow(client: Client, run_id: str, timeout: str | None, *, quiet: bool, json: bool, after: int = 0) -> int:
     from headrace.progress import Board, RunBoard
 
     give_up = _give_up(timeout)
@@ -161,7 +169,7 @@ def _follow(client: Client, run_id: str, timeout: str | None, *, quiet: bool, js
         with Board(quiet=quiet) as board:
             rows = RunBoard(board)
             with rows.looking(lambda: client.get_run(run_id)) if not quiet else nullcontext():
-                for event in client.events(run_id, give_up=give_up):
+                for event in client.events(run_id, after=after, give_up=give_up):
                     rows.feed(event)
     except KeyboardInterrupt:
         note(f"the run goes on: headrace watch {run_id}, or stop it: headrace cancel {run_id}")
@@ -250,7 +258,7 @@ def resume(
     With an edited workflow it first shows which committed steps stay valid, and asks.
     """
     client = shared(json=json).client()
-    asked = False
+    asked, before = False, _last_event(client, run_id) if wait else 0
     if workflow is None:
         answer = client.resume(run_id)
     else:
@@ -269,7 +277,8 @@ def resume(
     if not json and not asked:
         show_plan(answer.get("plan") or {})
     if wait:
-        raise typer.Exit(_follow(client, run_id, None, quiet=json, json=json))
+        # What was told before the resume is not told again.
+        raise typer.Exit(_follow(client, run_id, None, quiet=json, json=json, after=before))
     if json:
         print_json(answer)
     else:

@@ -53,6 +53,7 @@ __all__ = ["RunStore"]
 
 TROUBLE_GRACE_S = 2.0
 _KEEP_AT_ONCE = 32
+UNSIGNED = "the webhook goes unsigned: `webhooks.secret` is not set, which only dev allows"
 T = TypeVar("T")
 PAGE = 1000
 
@@ -197,7 +198,8 @@ class RunStore(RunReader):
             future.add_done_callback(lambda _: keys.settle(settled))
         view = kernel.engine.summary(run_id)
         await kernel.wait(future, timeout_s=self.settings.durable_timeout_s)
-        return {**view, "created": True}
+        unsigned = {"warnings": [UNSIGNED]} if url and not self._signs else {}
+        return {**view, "created": True, **unsigned}
 
     # ---- change ----
 

@@ -32,7 +32,7 @@ def test_a_taken_port_is_named(tmp_path: Path) -> None:
         holder.bind(("127.0.0.1", 0))
         holder.listen()
         port = holder.getsockname()[1]
-        with pytest.raises(Unavailable, match=f"port {port} .* is taken .*HEADRACE_ROUTER__PORT"):
+        with pytest.raises(Unavailable, match=f"port {port} .* is taken .*HEADRACE__ROUTER__PORT"):
             start_local(state_dir=tmp_path, http_port=port)
 
 

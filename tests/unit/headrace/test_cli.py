@@ -11,7 +11,7 @@ import pytest
 
 from cluster.errors import Overloaded, Unavailable
 from headrace.testing import ScriptedTransport, problem, reply
-from tests.unit.headrace.commands import DONE, FAILED, ROOT, RUN, Capture, call, script_of
+from tests.unit.headrace.commands import DONE, FAILED, ROOT, RUN, Capture, call, script_of, stream
 
 
 def test_run_waits_and_prints_the_result(capsys: Capture) -> None:
@@ -249,6 +249,60 @@ def test_resume_with_an_edited_folder_sends_its_scripts_and_registers_nothing(ca
     assert (code, json.loads(out)) == (1, answer)
     (request,) = script.sent
     assert request.json()["files"]["a.py"] == "def main(): ..."
+
+
+def test_resume_wait_tells_only_what_came_after(capsys: Capture) -> None:
+    """The failure that was resumed from stands in the story before, and is not shown as news."""
+    script = ScriptedTransport().on("POST", "/runs/run-0-x/resume", reply({**RUN, "confirmed": True, "plan": {}}))
+    script.on("GET", "/runs/run-0-x", reply(FAILED), reply(DONE))
+    script.on(
+        "GET",
+        "/runs/run-0-x/events",
+        stream((1, "step.started", {"step": "a"}), (2, "step.failed", {"step": "a", "error": {"message": "boom"}})),
+        stream((3, "step.succeeded", {"step": "a", "duration_s": 1.0})),
+    )
+    code, out, err = call(capsys, script, "resume", "run-0-x", "--wait")
+    assert code == 0
+    assert "boom" not in err
+    assert "a: SUCCESS" in err
+    assert json.loads(out) == {"answer": 42}
+    followed = [request for request in script.sent if request.path.endswith("/events")]
+    assert [request.headers.get("last-event-id") for request in followed] == ["0", "2"]
+
+
+def test_an_unsigned_webhook_is_hinted_at(capsys: Capture) -> None:
+    """Receivers that check signatures would refuse the message: better to hear it now."""
+    script = ScriptedTransport().on(
+        "POST", "/workflows/w/runs", reply({**RUN, "warnings": ["goes unsigned"]}, status=202)
+    )
+    code, out, err = call(capsys, script, "submit", "w", "--webhook", "http://127.0.0.1:9/x")
+    assert (code, out) == (0, "run-0-x\n")
+    assert "note: goes unsigned\n" in err
+
+
+@pytest.mark.parametrize(
+    ("url", "marker", "words"),
+    [
+        ("file://{folder}", '{"product": "headrace", "format": 9}', "has format 9; this release works with 1"),
+        ("file://{folder}", '{"product": "other"}', "is this another program's bucket?"),
+        ("file:///proc/nothing", "{}", "/proc/nothing"),
+        ("ftp://host/x", "{}", "ftp"),
+    ],
+)
+def test_up_looks_at_the_bucket_before_it_starts_anything(
+    capsys: Capture, tmp_path: Path, url: str, marker: str, words: str
+) -> None:
+    """What cannot work is told in a second, and no cluster is left behind."""
+    bucket = tmp_path / "bucket"
+    bucket.mkdir()
+    (bucket / "headrace.json").write_text(marker)
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "dev.yaml").write_text(f"storage: {{url: '{url.format(folder=bucket)}'}}\n")
+    code, out, err = call(capsys, None, "--configs", str(tmp_path / "configs"), "up", "--no-models")
+    assert (code != 0, out) == (True, "")
+    assert words in err
+    assert "Ray cluster" not in err
+    assert not (tmp_path / ".headrace" / "dev" / "cluster.json").exists()
 
 
 def test_resume_tells_what_is_wrong_in_the_edited_file(capsys: Capture, tmp_path: Path) -> None:

@@ -108,6 +108,18 @@ async def test_only_an_ended_run_with_a_webhook_can_be_replayed() -> None:
             await store.replay_webhook(open_run["id"])
 
 
+async def test_in_dev_an_unsigned_webhook_is_hinted_at() -> None:
+    """The answer to the submit says so; with a secret, or without a webhook, there is nothing to say."""
+    async with StoreFactory().running() as store:
+        await store.register({"workflow": ONE})
+        (warning,) = (await store.submit({"workflow": "one", "webhook": HOOK}))["warnings"]
+        assert "webhooks.secret" in warning
+        assert "warnings" not in await store.submit({"workflow": "one"})
+    async with StoreFactory(secret=SECRET).running() as store:
+        await store.register({"workflow": ONE})
+        assert "warnings" not in await store.submit({"workflow": "one", "webhook": HOOK})
+
+
 async def test_outside_dev_an_unsigned_webhook_is_refused() -> None:
     """Where hosts are checked, a message that nobody could verify is not promised."""
     policy = OutboundPolicy(allow=("hooks.example.com",))
