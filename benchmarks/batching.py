@@ -3,7 +3,7 @@
     python -m benchmarks.batching [--rounds 3] [--threads 1]
 
 Callers send single items at once (32 texts to embed, 8 chats of 24 tokens), as concurrent requests do; both sides go
-through the whole host (signature check, planner, thread hand-over). Rounds alternate, the median of each side counts.
+through the whole host (signature check, planner, thread hand-over), with the settings of a host's process. Rounds alternate, the median of each side counts.
 Goals: 3 times the unbatched throughput for embedding, 6 times for text generation.
 """
 
@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from typing import Any
 from cluster.clock import SystemClock
 from cluster.config.models import VersionConfig
 from cluster.weights import cache_dir
+from serve_apps.hosts.app import host_env
 from serve_apps.hosts.host import Host
 from serve_apps.protocol import InferRequest
 
@@ -104,11 +106,21 @@ async def compare(case: Case, rounds: int) -> None:
     )
 
 
+def _as_in_a_host(threads: int) -> None:
+    """Start this program again with the allocator and thread settings that a host's process gets."""
+    settings = VersionConfig.model_validate({"provider": "python", "class": "m:C", "cpu_threads": threads})
+    wanted = host_env(settings)
+    if any(os.environ.get(name) != value for name, value in wanted.items()):
+        command = [sys.executable, "-m", "benchmarks.batching", *sys.argv[1:]]
+        os.execve(sys.executable, command, {**os.environ, **wanted})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of the model")
     options = parser.parse_args()
+    _as_in_a_host(options.threads)
     import torch
 
     torch.set_num_threads(options.threads)
