@@ -3,8 +3,9 @@
     python -m benchmarks.batching [--rounds 3] [--threads 1]
 
 Callers send single items at once (32 texts to embed, 8 chats of 24 tokens), as concurrent requests do; both sides go
-through the whole host (signature check, planner, thread hand-over), with the settings of a host's process. Rounds alternate, the median of each side counts.
-Goals: 3 times the unbatched throughput for embedding, 6 times for text generation.
+through the whole host (signature check, planner, thread hand-over), with the settings of a host's process. Rounds
+alternate, the median of each side counts. Goals: 3 times the unbatched throughput for embedding, 6 times for text
+generation.
 """
 
 from __future__ import annotations
