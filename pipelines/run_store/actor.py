@@ -179,7 +179,7 @@ class RunStoreActor:
 def build_store(config: Config, shard: int, bucket: Bucket, *, on_fatal: Any) -> RunStore:
     """The service with its real parts."""
     from pipelines.executor.ray_executor import build_executor
-    from pipelines.run_store.metrics import RayMetrics
+    from pipelines.run_store.ray_metrics import RayMetrics
     from pipelines.spec.load import known_of
 
     open_world = config.environment == "dev"
