@@ -49,6 +49,8 @@ class Observations:
         self._follows: dict[str, dict[str, int]] = {}
         self.called_in_runs: dict[str, float] = {}
         """Models that were called within a workflow run, and when last."""
+        self.steps_of_runs = 0
+        """Grows when a run goes on from one model to another."""
 
     def add(self, report: RouterReport, now: float) -> None:
         for row in report.versions:
@@ -76,6 +78,7 @@ class Observations:
             self._last_of_run.popitem(last=False)
         self.called_in_runs[answer.model] = now
         if before != answer.model:
+            self.steps_of_runs += 1
             seen = self._follows.setdefault(answer.model, {})
             seen[""] = seen.get("", 0) + 1
             if before is not None:

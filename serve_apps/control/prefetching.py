@@ -27,7 +27,7 @@ _WARM_TIMEOUT_S = 600.0
 
 
 class Prefetching:
-    """Operation `forecast`; `tick` learns every five minutes and warms every 15 seconds."""
+    """Operation `forecast`; `tick` learns every five minutes, and warms every 15 seconds and at each step of a run."""
 
     def __init__(
         self, core: Core, observations: Observations, supervisor: Supervisor, *, rule: PrefetchRule | None = None
@@ -38,6 +38,7 @@ class Prefetching:
         self._rule = rule or PrefetchRule()
         self._learned_at = core.now()
         self._looked_at = core.now()
+        self._steps_seen = 0
         self._warmed: dict[str, float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -51,8 +52,9 @@ class Prefetching:
             if arrivals or follows:
                 async with self._core.lock:
                     await self._core.write(e.ArrivalsLearned(at=now, arrivals=arrivals, follows=follows))
-        if now - self._looked_at >= _LOOK_EVERY_S:
-            self._looked_at = now
+        # A step of a run says what comes next: its model gets the whole time until then to start in.
+        if now - self._looked_at >= _LOOK_EVERY_S or self._seen.steps_of_runs != self._steps_seen:
+            self._looked_at, self._steps_seen = now, self._seen.steps_of_runs
             for forecast in self._needed():
                 app = self._cold()[forecast.model]
                 if now - self._warmed.get(app, -_WARM_AGAIN_S) >= _WARM_AGAIN_S:
