@@ -138,8 +138,15 @@ class Lane:
         self._waiting = waiting[at:]
 
     def _start(self, items: list[_Item]) -> None:
+        try:
+            sent = self._send([item.payload for item in items])
+        except Exception:
+            # Alone, each finds out by itself what is wrong.
+            for item in items:
+                item.settle(None)
+            return
         self.out += 1
-        batch = _Batch(items, self._send([item.payload for item in items]), self._rules, on_free=self._freed)
+        batch = _Batch(items, sent, self._rules, on_free=self._freed)
         for item in items:
             item.batch = batch
         task = asyncio.create_task(batch.follow())

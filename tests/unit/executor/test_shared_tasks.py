@@ -101,6 +101,17 @@ async def test_small_groups_wait_for_an_answer_and_then_go() -> None:
     assert await asyncio.gather(*runs) == [b"A", b"B", b"C", b"D"]
 
 
+async def test_a_group_that_cannot_be_sent_is_handed_back() -> None:
+    """Nobody waits for a task that does not exist, and the lane goes on."""
+
+    def refuse(payloads: Sequence[bytes]) -> Task:
+        raise ValueError("no cluster")
+
+    lane = Lane(send=refuse, slots=lambda: (8, 8), rules=PATIENT)
+    assert await asyncio.gather(lane.run(b"a", 0.0001), lane.run(b"b", 0.0001)) == [None, None]
+    assert lane.out == 0
+
+
 async def test_a_death_hands_all_back_that_have_no_outcome() -> None:
     """Nobody knows which one killed the worker, so each is to run alone, and none has failed."""
     tasks, lane, runs = start(PATIENT, b"a", b"b")
