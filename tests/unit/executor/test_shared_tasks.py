@@ -108,7 +108,7 @@ async def test_a_group_that_cannot_be_sent_is_handed_back() -> None:
         raise ValueError("no cluster")
 
     lane = Lane(send=refuse, slots=lambda: (8, 8), rules=PATIENT)
-    assert await asyncio.gather(lane.run(b"a", 0.0001), lane.run(b"b", 0.0001)) == [None, None]
+    assert await asyncio.gather(*(lane.run(payload, 0.0001) for payload in (b"a", b"b"))) == [None, None]
     assert lane.out == 0
 
 
