@@ -27,7 +27,10 @@ _TYPES = {
 
 
 class OnnxModel:
-    """The file's own inputs and outputs are its signature; their first dimension is the batch."""
+    """The file's own inputs and outputs are its signature; their first dimension is the batch.
+
+    A file that was exported for one item at a time (first dimension 1) is called once per item.
+    """
 
     def __init__(self, *, artifact: Path | None, device: str = "cpu", cpu_threads: int | None = None):
         try:
@@ -46,12 +49,18 @@ class OnnxModel:
             )
         except Exception as error:
             raise InvalidConfig(f"{artifact.name} cannot be read as an ONNX model: {str(error)[:300]}") from None
+        self._one_by_one = _batch_of_one(artifact.name, self._session.get_inputs())
         self.signature = Signature(
             inputs={node.name: _spec(node) for node in self._session.get_inputs()},
             outputs={node.name: _spec(node) for node in self._session.get_outputs()},
         )
 
     def predict(self, items: list[Item]) -> list[dict[str, Any]]:
+        if self._one_by_one:
+            return [self._run([item])[0] for item in items]
+        return self._run(items)
+
+    def _run(self, items: list[Item]) -> list[dict[str, Any]]:
         feeds = {}
         for name in self.signature.inputs:
             values = [np.asarray(item[name]) for item in items]
@@ -63,6 +72,23 @@ class OnnxModel:
             {name: column[row] for name, column in zip(self.signature.outputs, columns, strict=True)}
             for row in range(len(items))
         ]
+
+
+def _batch_of_one(file: str, inputs: Any) -> bool:
+    """Whether the file takes exactly one item per call. Raises `InvalidConfig` where its first dimension is no batch
+    that items could be put into."""
+    firsts = []
+    for node in inputs:
+        if not node.shape:
+            raise InvalidConfig(f"input {node.name!r} of {file} has no dimension for the batch: export it with one")
+        first = node.shape[0]
+        if isinstance(first, int) and first != 1:
+            raise InvalidConfig(
+                f"input {node.name!r} of {file} always takes {first} items at a time: export it with a free first "
+                "dimension"
+            )
+        firsts.append(first)
+    return 1 in firsts
 
 
 def _spec(node: Any) -> TensorSpec:

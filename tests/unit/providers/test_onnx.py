@@ -19,12 +19,16 @@ def field(number: int, wire: int, payload: bytes | int) -> bytes:
     return head + bytes([len(payload)]) + payload
 
 
-def doubling_model() -> bytes:
-    """`y = x + x` for x of float [batch, 2] (onnx.proto: ModelProto, GraphProto, NodeProto, ValueInfoProto)."""
+def doubling_model(batch_size: int | None = None, *, scalar: bool = False) -> bytes:
+    """`y = x + x` for x of float [batch, 2], or of a fixed number of items, or without dimensions.
+
+    By onnx.proto: ModelProto, GraphProto, NodeProto, ValueInfoProto.
+    """
 
     def value(name: bytes) -> bytes:
-        batch, two = field(1, 2, field(2, 2, b"n")), field(1, 2, field(1, 0, 2))
-        tensor = field(1, 0, 1) + field(2, 2, batch + two)
+        batch = field(1, 2, field(2, 2, b"n") if batch_size is None else field(1, 0, batch_size))
+        two = field(1, 2, field(1, 0, 2))
+        tensor = field(1, 0, 1) + field(2, 2, b"" if scalar else batch + two)
         return field(1, 2, name) + field(2, 2, field(1, 2, tensor))
 
     node = field(1, 2, b"x") + field(1, 2, b"x") + field(2, 2, b"y") + field(4, 2, b"Add")
@@ -54,3 +58,23 @@ def test_what_is_not_onnx_is_refused(tmp_path: Path) -> None:
         OnnxModel(artifact=path)
     with pytest.raises(InvalidConfig, match="needs `artifact:`"):
         OnnxModel(artifact=None)
+
+
+def test_a_file_for_one_item_at_a_time_is_called_once_per_item(tmp_path: Path) -> None:
+    """Many files are exported with a batch of 1: a batch of items is no error for them."""
+    path = tmp_path / "one.onnx"
+    path.write_bytes(doubling_model(1))
+    model = OnnxModel(artifact=path)
+    items = [{"x": np.asarray([n, 1], dtype=np.float32)} for n in range(3)]
+    assert [answer["y"].tolist() for answer in model.predict(items)] == [[0, 2], [2, 2], [4, 2]]
+
+
+def test_a_file_without_room_for_a_batch_is_refused_at_the_start(tmp_path: Path) -> None:
+    """A fixed batch of several items, or no batch at all, is said when the file is loaded, not at the first request."""
+    for name, data, says in [
+        ("four.onnx", doubling_model(4), "always takes 4 items"),
+        ("scalar.onnx", doubling_model(scalar=True), "no dimension for the batch"),
+    ]:
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(InvalidConfig, match=says):
+            OnnxModel(artifact=tmp_path / name)
