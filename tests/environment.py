@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.config.models import StorageConfig
-from cluster.errors import HeadraceError
+from cluster.errors import HeadraceError, Unavailable
 from cluster.ray_runtime import find_local, stop_local
 from headrace.client import Client
 from headrace.connection import read_credentials
@@ -132,12 +132,16 @@ class Environment:
         key = f"test-{uuid.uuid4().hex}"
         give_up = time.monotonic() + patience_s
         while True:
+            client = self._client
             try:
-                run = self.client.submit(workflow, input, idempotency_key=key)
+                if client is None:
+                    raise Unavailable("the environment is down")
+                run = client.submit(workflow, input, idempotency_key=key)
                 self.acknowledged.append(run.id)
                 return run.id
-            except HeadraceError as error:
-                if not error.retryable or time.monotonic() > give_up:
+            except (HeadraceError, RuntimeError) as error:
+                # A closed client raises RuntimeError: the environment was replaced, and has another one by now.
+                if (isinstance(error, HeadraceError) and not error.retryable) or time.monotonic() > give_up:
                     raise
                 time.sleep(0.1)
 

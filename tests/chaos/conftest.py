@@ -10,7 +10,7 @@ from tests.environment import Environment
 
 CHAIN = """
 workflow:
-  name: chain
+  name: %s
   inputs: {journal: string, steps_s: {type: number, default: 0.05}}
   retry: {max_attempts: 6, initial_interval: 200ms, max_interval: 2s}
   steps:
@@ -44,10 +44,9 @@ def main(value, context):
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Environment]:
     """A running environment without models."""
     made = Environment(tmp_path_factory.mktemp("chaos"))
-    made.add_workflow(
-        "chain",
-        {"workflow.yaml": CHAIN % (FIRST + "".join(NEXT % (n, n - 1) for n in range(2, 6))), "work.py": WORK},
-    )
+    steps = FIRST + "".join(NEXT % (n, n - 1) for n in range(2, 6))
+    for name in ("chain", "quick"):
+        made.add_workflow(name, {"workflow.yaml": CHAIN % (name, steps), "work.py": WORK})
     (made.folder / "journal.jsonl").touch()
     try:
         made.up()
