@@ -15,6 +15,7 @@ from typing import Any
 
 import jinja2
 from jinja2 import meta, nodes
+from jinja2.filters import do_batch, sync_do_slice
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from cluster.errors import HeadraceError, TooLarge
@@ -26,6 +27,7 @@ MAX_TEXT = 4 * 1024 * 1024
 """Characters that one rendered string may have."""
 MAX_SOURCE = 256 * 1024
 _MAX_RANGE = 10_000
+_MAX_INDENT = 16
 _MAX_FOR_DEPTH = 2
 
 
@@ -69,7 +71,9 @@ class _Environment(ImmutableSandboxedEnvironment):
         super().__init__(undefined=jinja2.StrictUndefined, finalize=_text, autoescape=False, keep_trailing_newline=True)
         self.filters = {name: f for name, f in self.filters.items() if name in _FILTERS}
         self.filters["replace"] = _replace
-        self.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
+        self.filters["tojson"] = _tojson
+        self.filters["batch"] = _batch
+        self.filters["slice"] = _slice
         self.globals = {"range": _range, "true": True, "false": False, "none": None}
 
     def getattr(self, obj: Any, attribute: str) -> Any:
@@ -117,6 +121,27 @@ def _range(*args: int) -> range:
     if len(numbers) > _MAX_RANGE:
         raise TemplateError(f"range() in a template gives at most {_MAX_RANGE} numbers")
     return numbers
+
+
+def _tojson(value: Any, indent: int | None = None) -> str:
+    if indent is not None and not (isinstance(indent, int) and 0 <= indent <= _MAX_INDENT):
+        raise TemplateError(f"tojson indents by at most {_MAX_INDENT} in a template")
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+def _batch(value: Any, linecount: int, fill_with: Any = None) -> list[list[Any]]:
+    _check_count("batch", linecount)
+    return list(do_batch(value, linecount, fill_with))
+
+
+def _slice(value: Any, slices: int, fill_with: Any = None) -> list[list[Any]]:
+    _check_count("slice", slices)
+    return list(sync_do_slice(value, slices, fill_with))
+
+
+def _check_count(name: str, count: Any) -> None:
+    if not isinstance(count, int) or not 1 <= count <= _MAX_RANGE:
+        raise TemplateError(f"{name}() in a template takes 1 to {_MAX_RANGE}")
 
 
 def _replace(text: Any, old: str, new: str) -> str:

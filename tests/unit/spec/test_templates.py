@@ -110,6 +110,9 @@ def test_mistakes_are_found_when_compiling(template: str) -> None:
         "{{ '%100000000d' % 1 }}",
         "{{ 9 ** 9999999 }}",
         "{{ range(100000000) | list }}",
+        "{{ [1] | tojson(1000000000) }}",
+        "{{ [1] | batch(1000000000, 'x') | list }}",
+        "{{ [1] | slice(1000000000) | list }}",
         "{{ steps.a.output.x.append(1) }}",
         "{{ steps.a.output.update({'x': 1}) }}",
     ],
@@ -118,6 +121,13 @@ def test_the_sandbox_holds(template: str) -> None:
     """No attribute of Python, no huge value, no change of data."""
     with pytest.raises(TemplateError):
         compile_template(template).render(CONTEXT)
+
+
+def test_lists_are_cut_as_jinja_cuts_them() -> None:
+    """The bounds change nothing for reasonable numbers."""
+    assert compile_template("{{ [1, 2, 3] | batch(2, 0) | list }}").render(CONTEXT) == [[1, 2], [3, 0]]
+    assert compile_template("{{ [1, 2, 3] | slice(2) | list }}").render(CONTEXT) == [[1, 2], [3]]
+    assert compile_template("{{ [1] | tojson(2) }}").render(CONTEXT) == "[\n  1\n]"
 
 
 def test_a_text_that_grows_too_large_is_stopped() -> None:
