@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,9 @@ import pytest
 from cluster.config.models import Config
 from cluster.config.wire import to_wire
 from cluster.ray_runtime import LocalCluster
-from serve_apps.control.bootstrap import ensure_control_plane
 from serve_apps.control.gateway import RayControlGateway
 from serve_apps.protocol import InferRequest
+from tests.integration.serving import planes, until
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 
@@ -41,44 +41,13 @@ def wire(bucket: Path, versions: dict[str, Any], **model: Any) -> dict[str, Any]
 @pytest.fixture
 async def gateway(ray_cluster: LocalCluster, tmp_path: Path) -> AsyncIterator[RayControlGateway]:
     """A control plane of this test's own, over an empty bucket."""
-    import ray
-
-    from cluster.names import CONTROL_PLANE, NAMESPACE
-    from serve_apps.router.bootstrap import deploy_router
-
     wired = wire(tmp_path / "bucket", {"1.0.0": ECHO})
     wired["router"]["port"] = int(ray_cluster.http_url.rpartition(":")[2])
-    await asyncio.to_thread(ensure_control_plane, wired)
-    await asyncio.to_thread(deploy_router, wired)
-    gateway = RayControlGateway()
-    yield gateway
-    for row in (await gateway.call("models", {}))["models"]:
-        await gateway.call("retire", {"model": row["name"], "force": True}) if not row["release"] else None
-    ray.kill(ray.get_actor(CONTROL_PLANE, NAMESPACE), no_restart=True)
-    await asyncio.to_thread(_delete_hosts)
-
-
-def _delete_hosts() -> None:
-    from ray import serve
-
-    for app in serve.status().applications:
-        serve.delete(app, _blocking=False)
-    deadline = time.monotonic() + 90
-    while serve.status().applications and time.monotonic() < deadline:
-        time.sleep(0.5)
-
-
-async def until(check: Callable[[], Any], *, seconds: float = 90.0) -> Any:
-    """Poll `check` (sync or async) until it gives something true."""
-    deadline = time.monotonic() + seconds
-    while True:
-        value = check()
-        if asyncio.iscoroutine(value):
-            value = await value
-        if value:
-            return value
-        assert time.monotonic() < deadline, "it did not happen in time"
-        await asyncio.sleep(0.2)
+    async with planes(wired):
+        gateway = RayControlGateway()
+        yield gateway
+        for row in (await gateway.call("models", {}))["models"]:
+            await gateway.call("retire", {"model": row["name"], "force": True}) if not row["release"] else None
 
 
 async def deployed(gateway: RayControlGateway, config: dict[str, Any]) -> dict[str, Any]:

@@ -7,17 +7,15 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
 
-from cluster.config.models import Config
-from cluster.config.wire import to_wire
 from cluster.errors import HeadraceError
 from cluster.ray_runtime import LocalCluster
 from headrace import AsyncClient
+from tests.integration.serving import serving, until, wire
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
@@ -40,30 +38,9 @@ RELEASE = {
 }
 
 
-async def until(check: Callable[[], Any], *, seconds: float = 120.0) -> Any:
-    """Poll `check` (sync or async) until it gives something true."""
-    deadline = time.monotonic() + seconds
-    while True:
-        value = check()
-        if asyncio.iscoroutine(value):
-            value = await value
-        if value:
-            return value
-        assert time.monotonic() < deadline, "it did not happen in time"
-        await asyncio.sleep(0.2)
-
-
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def client(ray_cluster: LocalCluster, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[AsyncClient]:
     """A router and a control plane of this module's own, with four versions of one model, all traffic on the first."""
-    import ray
-    from ray import serve
-
-    from cluster.names import CONTROL_PLANE, NAMESPACE
-    from serve_apps.control.bootstrap import ensure_control_plane
-    from serve_apps.router.bootstrap import deploy_router
-
-    bucket: Path = tmp_path_factory.mktemp("bucket")
     model = {
         "task": "embedding",
         "signature": {"inputs": {"text": "BYTES"}, "outputs": {"embedding": "FP32[384]"}},
@@ -72,36 +49,8 @@ async def client(ray_cluster: LocalCluster, tmp_path_factory: pytest.TempPathFac
         "release": RELEASE,
         "breaker": {"enabled": False},
     }
-    wired = to_wire(
-        Config.model_validate(
-            {"storage": {"url": f"file://{bucket}"}, "models": {MODEL: model}, "auth": {"enabled": False}}
-        )
-    )
-    wired["router"]["port"] = int(ray_cluster.http_url.rpartition(":")[2])
-    await asyncio.to_thread(ensure_control_plane, wired)
-    await asyncio.to_thread(deploy_router, wired)
-    async with AsyncClient(ray_cluster.http_url) as client:
-
-        async def answers() -> bool:
-            try:
-                return bool(await client.status())
-            except HeadraceError:
-                return False
-
-        await until(answers)
-        made = await client.deploy({"config": wired})
-
-        async def ended() -> Any:
-            seen = await client.deployment(made["id"])
-            return seen if seen["state"] != "running" else None
-
-        seen = await until(ended, seconds=240)
-        assert seen["state"] == "done", seen
+    async with serving(ray_cluster, wire(ray_cluster, tmp_path_factory.mktemp("bucket"), {MODEL: model})) as client:
         yield client
-    ray.kill(ray.get_actor(CONTROL_PLANE, NAMESPACE), no_restart=True)
-    for app in serve.status().applications:
-        serve.delete(app, _blocking=False)
-    await until(lambda: not serve.status().applications, seconds=90)
 
 
 class Load:

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from cluster.clock import SystemClock, SystemIds
-from cluster.config.models import Config, StorageConfig
-from cluster.config.wire import to_wire
-from cluster.errors import HeadraceError
+from cluster.config.models import StorageConfig
 from cluster.log import DurableLog
 from cluster.ray_runtime import LocalCluster
 from cluster.storage import open_bucket
 from headrace import AsyncClient
 from serve_apps.control.actor import LOG_PREFIX
-from serve_apps.control.bootstrap import ensure_control_plane
 from serve_apps.control.events import ArrivalsLearned, encode_event
+from tests.integration.serving import serving, until, wire
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 COLD = {
@@ -29,19 +25,6 @@ COLD = {
     "resources": {"cpus": 0.1},
     "autoscaling": {"min_replicas": 0, "max_replicas": 1, "idle_s": 3},
 }
-
-
-async def until(check: Callable[[], Any], *, seconds: float = 120.0) -> Any:
-    """Poll `check` (sync or async) until it gives something true."""
-    deadline = time.monotonic() + seconds
-    while True:
-        value = check()
-        if asyncio.iscoroutine(value):
-            value = await value
-        if value:
-            return value
-        assert time.monotonic() < deadline, "it did not happen in time"
-        await asyncio.sleep(0.2)
 
 
 async def learned(bucket: Path, model: str) -> None:
@@ -58,43 +41,11 @@ async def learned(bucket: Path, model: str) -> None:
 @pytest.fixture
 async def client(ray_cluster: LocalCluster, tmp_path: Path) -> AsyncIterator[AsyncClient]:
     """A router, and a control plane with two idle models: `foreseen`, whose calls are known, and `unforeseen`."""
-    import ray
-    from ray import serve
-
-    from cluster.names import CONTROL_PLANE, NAMESPACE
-    from serve_apps.router.bootstrap import deploy_router
-
     bucket = tmp_path / "bucket"
     await learned(bucket, "foreseen")
-    data = {
-        "storage": {"url": f"file://{bucket}"},
-        "models": {name: {"versions": {"1.0.0": COLD}} for name in ("foreseen", "unforeseen")},
-        "auth": {"enabled": False},
-    }
-    wired = to_wire(Config.model_validate(data))
-    wired["router"]["port"] = int(ray_cluster.http_url.rpartition(":")[2])
-    await asyncio.to_thread(ensure_control_plane, wired)
-    await asyncio.to_thread(deploy_router, wired)
-    async with AsyncClient(ray_cluster.http_url) as client:
-
-        async def answers() -> bool:
-            try:
-                return bool(await client.status())
-            except HeadraceError:
-                return False
-
-        await until(answers)
-        made = await client.deploy({"config": wired})
-
-        async def ready() -> bool:
-            return bool((await client.deployment(made["id"]))["state"] == "done")
-
-        await until(ready)
+    models = {name: {"versions": {"1.0.0": COLD}} for name in ("foreseen", "unforeseen")}
+    async with serving(ray_cluster, wire(ray_cluster, bucket, models)) as client:
         yield client
-    ray.kill(ray.get_actor(CONTROL_PLANE, NAMESPACE), no_restart=True)
-    for app in serve.status().applications:
-        serve.delete(app, _blocking=False)
-    await until(lambda: not serve.status().applications)
 
 
 def running(app: str) -> int:
