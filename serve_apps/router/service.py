@@ -6,7 +6,7 @@ Everything on a call's path works from memory: the table that was set last, and 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +26,8 @@ from serve_apps.signature import check_inputs
 
 __all__ = ["LEAST_HOP_S", "Router", "load_function"]
 
+LOOK_S = 0.25
+"""How often a slow hop is looked at, to see whether its host still has a replica."""
 LEAST_HOP_S = 0.01
 """With less than this left, nobody else is asked: a host that gives up at the deadline says so a little before it."""
 
@@ -99,7 +101,8 @@ class Router(RouterCore):
                 result = InferResult(error=gone)
                 self._count(target, self._channel(target).flow, gone, 0.0, chosen.rule)
             elif config.hedge_after_ms is None:
-                result = await self._hop(target, self._request(call, inputs, entry, deadline), deadline, chosen.rule)
+                request = self._request(call, inputs, entry, deadline)
+                result = await self._hop(target, request, deadline, chosen.rule, patient=patient)
             else:
                 result = await self._hedged(target, call, inputs, deadline, chosen)
             failed = result.error
@@ -123,7 +126,9 @@ class Router(RouterCore):
             return None
         return Unavailable(f"no replica of {target.model.name} {entry.version} runs", retry_after_s=1.0)
 
-    async def _hop(self, target: Target, request: InferRequest, deadline: Deadline, rule: str) -> InferResult:
+    async def _hop(
+        self, target: Target, request: InferRequest, deadline: Deadline, rule: str, *, patient: bool = True
+    ) -> InferResult:
         """One request to one version: counted, and bounded by the version's timeout and the deadline."""
         channel = self._channel(target)
         flow = channel.flow
@@ -133,7 +138,10 @@ class Router(RouterCore):
         flow.probes += target.probe
         try:
             async with asyncio.timeout(timeout_s):
-                result = await channel.coalescer.submit(request)
+                if patient or target.entry.wakes:
+                    result = await channel.coalescer.submit(request)
+                else:
+                    result = await self._watched(target, channel.coalescer.submit(request))
         except TimeoutError:
             result = InferResult(error=too_late(target, timeout_s))
         except HeadraceError as error:
@@ -147,6 +155,21 @@ class Router(RouterCore):
             flow.probes -= target.probe
         self._count(target, flow, result.error, self.clock.monotonic() - started, rule)
         return result
+
+    async def _watched(self, target: Target, hop: Coroutine[Any, Any, InferResult]) -> InferResult:
+        """The result, unless the host loses its last replica meanwhile: Serve would let the call wait for another.
+        A host that has left the table drains, and still answers what it has."""
+        work = asyncio.ensure_future(hop)
+        try:
+            while not (await asyncio.wait((work,), timeout=LOOK_S))[0]:
+                gone = self._gone(target, patient=False)
+                model = self._compiled.models.get(target.model.name)
+                listed = model.by_version.get(target.entry.version) if model is not None else None
+                if gone is not None and listed is not None and listed.app == target.entry.app:
+                    return InferResult(error=gone)
+            return work.result()
+        finally:
+            work.cancel()
 
     async def _hedged(self, target: Target, call: Call, inputs: Any, deadline: Deadline, chosen: Chosen) -> InferResult:
         """A second copy after `hedge_after_ms` without an answer (out of the retry budget); the first success wins."""

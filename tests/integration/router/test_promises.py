@@ -60,8 +60,12 @@ class World:
     def __init__(self, url: str, admin: AsyncClient, bucket: str, upstream: str):
         self.http = httpx.AsyncClient(base_url=url, timeout=60, limits=httpx.Limits(max_connections=500))
         self.admin = admin
-        self._bucket, self._upstream = bucket, upstream
-        self.wire: dict[str, Any] = {}
+        self.base = {
+            "storage": {"url": f"file://{bucket}"},
+            "auth": {"enabled": False},
+            "router": {"port": int(url.rpartition(":")[2])},
+        }
+        self._upstream = upstream
 
     async def deploy(self, *, spare_fallback: tuple[str, ...] = (), **puppet_model: Any) -> None:
         """All models, with these settings of `puppet` and the defaults for what is not named."""
@@ -76,8 +80,7 @@ class World:
         wire = to_wire(
             Config.model_validate(
                 {
-                    "storage": {"url": f"file://{self._bucket}"},
-                    "auth": {"enabled": False},
+                    **self.base,
                     "models": {
                         "puppet": model,
                         "spare": {"versions": {A: puppet("spare", timeout_s=3)}, "fallback": list(spare_fallback)},
@@ -86,18 +89,20 @@ class World:
                 }
             )
         )
-        wire["router"]["port"] = int(str(self.http.base_url).rstrip("/").rpartition(":")[2])
-        self.wire = wire
+        seen = await self.deployed(wire)
+        assert seen["state"] == "done", seen
+        revision = (await self.admin.status())["revision"]
+        await until(lambda: self._routers_have(revision))
+
+    async def deployed(self, wire: dict[str, Any]) -> dict[str, Any]:
+        """The deployment of this configuration, once it has ended."""
         made = await self.admin.deploy({"config": wire})
 
         async def ended() -> Any:
             seen = await self.admin.deployment(made["id"])
             return seen if seen["state"] != "running" else None
 
-        seen = await until(ended, seconds=120)
-        assert seen["state"] == "done", seen
-        revision = (await self.admin.status())["revision"]
-        await until(lambda: self._routers_have(revision))
+        return dict(await until(ended, seconds=120))
 
     async def _routers_have(self, revision: int) -> bool:
         routers = (await self.admin.status())["routers"]
@@ -268,7 +273,7 @@ async def test_a_killed_host_is_covered_by_the_fallback(world: World) -> None:
     await until(lambda: len(answers) > 20)
     began = time.monotonic()
     os.kill(pid, signal.SIGKILL)
-    await until(lambda: any(said(answer) == "spare" for answer in answers))
+    await until(lambda: any(answer.headers.get("x-headrace-model") == "spare" for answer in answers))
     covered = time.monotonic() - began
 
     async def back() -> bool:
@@ -297,3 +302,23 @@ async def test_a_dead_upstream_blocks_nobody_else(world: World) -> None:
     for task in hanging:
         task.cancel()
     await asyncio.gather(*hanging, return_exceptions=True)
+
+
+async def test_what_cannot_be_served_fails_at_deploy_and_says_why(world: World) -> None:
+    """A class that is not there and a class with another interface fail with their reasons; what serves goes on."""
+    wrong = {
+        "1.2.0": puppet("x", **{"class": "serve_apps.hosts.testing:Pupet"}),
+        "1.3.0": {**CPU, "provider": "python", "class": "serve_apps.hosts.testing:Letters"},
+    }
+    model = {"versions": {A: puppet("a"), B: puppet("b"), **wrong}, "traffic": {A: 100}, "breaker": BREAKER}
+    wire = to_wire(Config.model_validate({**world.base, "models": {"puppet": model}}))
+    seen = await world.deployed(wire)
+    assert seen["state"] == "failed"
+    told = {item["version"]: item["message"] for item in seen["items"] if item.get("status") == "failed"}
+    assert "has no 'Pupet'" in told["1.2.0"]
+    assert "beside 1.0.0: the signature of 1.3.0 differs" in told["1.3.0"]
+    assert "call it 2.0.0" in told["1.3.0"]
+    assert said(await world.ask()) == "a"
+    with pytest.raises(HeadraceError, match=r"1\.3\.0 is not ready"):
+        await world.admin.start_release("puppet", "1.3.0")
+    print(f"told after {seen['seconds']} s")

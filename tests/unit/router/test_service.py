@@ -203,6 +203,30 @@ async def test_a_host_without_a_replica_is_waited_for_when_it_alone_can_answer()
         assert (answer.result.error, answer.chosen.model) == (None, "m")
 
 
+async def test_a_host_that_dies_under_a_call_is_left_for_the_fallback() -> None:
+    """A call that hangs in a host which loses its last replica moves on; in one that drains, it gets its answer."""
+    table = table_of(model_entry("m", config={"fallback": ["spare"]}), model_entry("spare"))
+    router, hosts = make(table, real_time=True)
+    host = hosts["m-1.0.0"]
+    host.gate = asyncio.Event()
+    asked = asyncio.ensure_future(router.infer(call()))
+    while not host.calls:  # noqa: ASYNC110 - the host has no event for it
+        await asyncio.sleep(0)
+    host.gone = True
+    assert (await asked).chosen.model == "spare"
+
+    host.gone = False
+    asked = asyncio.ensure_future(router.infer(call()))
+    while len(host.calls) < 2:  # noqa: ASYNC110 - the host has no event for it
+        await asyncio.sleep(0)
+    successor = model_entry("m", config={"fallback": ["spare"]}, entries={"1.0.0": {"app": "m-1.0.0-g2"}})
+    router.set_table(table_of(successor, model_entry("spare"), revision=2))
+    host.gone = True
+    await asyncio.sleep(0.6)  # it has been looked at by now
+    host.gate.set()
+    assert (await asked).chosen.model == "m"
+
+
 async def test_callers_in_a_hurry_are_not_the_versions_fault() -> None:
     """A deadline shorter than the version usually needs counts against nobody; one that was long enough does."""
     router, hosts = make(table_of(model_entry("m")), real_time=True)
