@@ -7,8 +7,9 @@ compute the logits again in a way that does not depend on the batch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from serve_apps.hosts.packaged.sampling import GenerationParameters
 
@@ -17,7 +18,8 @@ __all__ = ["choose"]
 _FIRST = 64
 """Candidates that are looked at first. With a temperature of 0.2 and a top_p of 0.9 they nearly always suffice, and
 sorting the whole vocabulary took as long as a twelfth of the model's own work."""
-_SLACK = 0.05
+_NONE = 1e-12
+"""A `top_p` of 0 leaves the likeliest token only."""
 
 
 def choose(
@@ -44,23 +46,29 @@ def choose(
         noisy = logits.double() / temperature + _gumbel(noise)
         best = noisy.topk(2)
         return int(best.indices[0]), float(best.values[0] - best.values[1]) * temperature
-    slack = min(_SLACK, tolerance / temperature)
-    order, scores, before = _likeliest(logits, temperature, top_p + slack)
-    certain = max(int((before < top_p - slack).sum()), 1)
-    exact = max(int((before < top_p).sum()), 1)
-    possible = max(int((before < top_p + slack).sum()), 1)
+    order, scores, ahead = _likeliest(logits, temperature, max(top_p, _NONE), tolerance / temperature)
+    exact, possible = (max(int((mass < max(top_p, _NONE)).sum()), 1) for mass in (ahead.exact, ahead.least))
     noisy = (scores + _gumbel(noise[order]))[:possible]
     chosen = int(noisy[:exact].argmax())
     best = noisy.topk(min(2, possible))
-    if int(best.indices[0]) != chosen or chosen >= certain:
+    if int(best.indices[0]) != chosen or float(ahead.most[chosen]) >= max(top_p, _NONE):
         return int(order[chosen]), 0.0
     lead = float(best.values[0] - best.values[1]) if possible > 1 else float("inf")
     return int(order[chosen]), lead * temperature
 
 
-def _likeliest(logits: Any, temperature: float, mass: float) -> tuple[Any, Any, Any]:
-    """The likeliest tokens, in order, that hold `mass` of the probability (or more): token, score (logit over
-    temperature), and the probability of all tokens before it. Float64."""
+class _Ahead(NamedTuple):
+    """Probability of all tokens that are likelier than each one: as computed, and the most and the least that it can
+    be when the scores are a little different. Tokens that are nearly alike change places then."""
+
+    exact: Any
+    most: Any
+    least: Any
+
+
+def _likeliest(logits: Any, temperature: float, mass: float, delta: float) -> tuple[Any, Any, _Ahead]:
+    """The likeliest tokens, in order, that hold `mass` of the probability (or more) although any two scores (logits
+    over temperature) may change by `delta` against each other. Tokens, scores, what is ahead of each. Float64."""
     import torch
 
     total = torch.logsumexp(logits.double() / temperature, 0)
@@ -69,9 +77,14 @@ def _likeliest(logits: Any, temperature: float, mass: float) -> tuple[Any, Any, 
         best = logits.topk(min(count, len(logits)))
         scores = best.values.double() / temperature
         shares = (scores - total).exp()
-        before = shares.cumsum(0) - shares
-        if count >= len(logits) or float(before[-1] + shares[-1]) > mass:
-            return best.indices, scores, before
+        sums = torch.cat([shares.new_zeros(1), shares.cumsum(0)])
+        rising = -scores
+        surely = sums[torch.searchsorted(rising, rising - delta)]
+        perhaps = sums[torch.searchsorted(rising, rising + delta, right=True)] - shares
+        ahead = _Ahead(sums[:-1], perhaps * math.exp(delta), surely * math.exp(-delta))
+        # What lies behind the last one, and might be ahead of another, matters only where enough is ahead already.
+        if count >= len(logits) or float(ahead.least[-1]) >= mass:
+            return best.indices, scores, ahead
         count *= 8
 
 
