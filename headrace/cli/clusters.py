@@ -108,6 +108,9 @@ def status(json: Json = False) -> None:
         say(f"router {router['id']}: heard of {router['seconds_ago']:g} s ago{behind}")
     for model, release in (seen.get("releases") or {}).items():
         say(f"release {release} of {model} is in progress: headrace release status {model}")
+    if seen.get("unheard_shards"):
+        missing = ", ".join(map(str, seen["unheard_shards"]))
+        say(f"locks and named queues wait until run store shard {missing} has said what it holds")
     for state_now, targets in (seen.get("breakers") or {}).items():
         say(f"breaker {state_now}: {', '.join(targets)} (headrace breakers)")
     rows = [

@@ -155,6 +155,7 @@ class ControlPlane:
             "releases": dict(state.active),
             "keys": len(state.keys),
             "breakers": self._breakers.not_closed(),
+            "unheard_shards": self._slots.unheard(),
             "routers": [
                 {"id": router, "revision": seen["revision"], "seconds_ago": round(now - seen["at"], 1)}
                 for router, seen in self._routers.items()

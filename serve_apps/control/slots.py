@@ -45,9 +45,13 @@ class Slots:
         return self._handle(report)
 
     async def view(self, payload: Payload) -> dict[str, Any]:
-        """Who holds and who waits; `missing` are shards that have not said what they hold, for which all wait."""
-        arbiter = self._sized()
-        return {"shared": arbiter.shards > 1, "missing": arbiter.missing, "slots": arbiter.view()}
+        """Who holds and who waits, and whom all wait for (`unheard`)."""
+        return {"unheard": self.unheard(), "slots": self._sized().view()}
+
+    def unheard(self) -> list[int]:
+        """Shards that have not said what they hold: until then no lock and no slot of a named queue is granted."""
+        settings = self._core.state.settings or {}
+        return self._sized().missing if int(settings.get("run_store_shards", 1)) > 1 else []
 
     def _handle(self, report: Report) -> Reply | None:
         reply = self._arbiter.handle(report)

@@ -298,6 +298,7 @@ class StatusView(View):
     keys: int
     routers: list[RouterRow]
     breakers: dict[str, list[str]] = Field(description="those that are not closed, by state")
+    unheard_shards: list[int] = Field(description="no lock and no slot of a named queue is granted before these report")
 
 
 class FeedbackBody(Body):

@@ -57,12 +57,14 @@ async def test_a_restarted_control_plane_waits_for_all_shards(world: World, plan
     second = world.owner()
     two.ask(Ask(ticket=1, rank=1, needs=LOCK))
     await greet(second, two)
-    assert (await second.call("slots", {}))["missing"] == [0]
+    assert (await second.call("slots", {}))["unheard"] == [0]
+    assert (await second.call("status", {}))["unheard_shards"] == [0]
     await greet(second, one)
     assert await exchange(second, two) == []
     one.done(1)
     await exchange(second, one)
     assert await exchange(second, two) == [1]
+    assert (await second.call("status", {}))["unheard_shards"] == []
     await second.close()
 
 
