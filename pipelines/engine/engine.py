@@ -47,6 +47,14 @@ class Engine:
         """The state as JSON, for a snapshot."""
         return orjson.dumps({"format": FORMAT, **self._core.state.dump()}, option=orjson.OPT_NON_STR_KEYS)
 
+    def dump_head(self) -> bytes:
+        """As `dump`, without `runs`: each of them is `record_bytes`."""
+        return orjson.dumps({"format": FORMAT, **self._core.state.dump_head()}, option=orjson.OPT_NON_STR_KEYS)
+
+    def on_before_change(self, listener: Callable[[str], None] | None) -> None:
+        """Have it called with the id of every run that a fact is about to change; None: no more."""
+        self._core.state.before_change = listener
+
     def load(self, data: bytes) -> None:
         """Replace the state by a snapshot. Raises `CorruptObject` or `FormatVersionUnsupported`."""
         try:
@@ -328,6 +336,10 @@ class Engine:
     def record(self, run_id: str) -> dict[str, Any]:
         """All that is known of a run, as JSON: for the archive, `restore`, and `view_of_record`."""
         return self._core.state.run(run_id).dump()
+
+    def record_bytes(self, run_id: str) -> bytes:
+        """`record` as JSON text, as it stands in `dump`."""
+        return orjson.dumps(self.record(run_id), option=orjson.OPT_NON_STR_KEYS)
 
     def restore(self, record: Mapping[str, Any]) -> Decision:
         """Bring an evicted run back, to be resumed. Its definition must be known. Raises `NotFound`, `Conflict`."""

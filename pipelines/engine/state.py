@@ -44,6 +44,8 @@ class State:
         self.lock_fence = 0
         """The highest that a lock over all shards was granted under here."""
         self.touched: deque[tuple[Run, int]] = deque()
+        self.before_change: Callable[[str], None] | None = None
+        """Called with the id of every run that a fact is about to change."""
         self._story: deque[ev.Event] = deque(maxlen=_STORY)
         self._apply: dict[type[Any], Callable[[Any], None]] = {
             getattr(ev, name[3:]): getattr(self, name) for name in dir(self) if name.startswith("on_")
@@ -52,6 +54,10 @@ class State:
     def apply(self, event: ev.Event) -> None:
         """Change memory by one fact. Raises `InvalidTransition`, with its story, when the fact cannot be."""
         self._story.append(event)
+        if self.before_change is not None:
+            for run_id in (getattr(event, "run_id", None), (getattr(event, "parent", None) or (None,))[0]):
+                if run_id is not None:
+                    self.before_change(run_id)
         try:
             self._apply[type(event)](event)
         except InvalidTransition as error:
@@ -390,6 +396,10 @@ class State:
 
     def dump(self) -> dict[str, Any]:
         """As JSON."""
+        return {**self.dump_head(), "runs": [run.dump() for run in self.runs.values()]}
+
+    def dump_head(self) -> dict[str, Any]:
+        """Everything but the runs."""
         return {
             "fence": self.fence,
             "lock_fence": self.lock_fence,
@@ -398,7 +408,6 @@ class State:
                 for p in self.plans.values()
             ],
             "latest": dict(self.latest),
-            "runs": [run.dump() for run in self.runs.values()],
         }
 
     def load(self, raw: Mapping[str, Any]) -> None:

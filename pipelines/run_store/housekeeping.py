@@ -93,10 +93,10 @@ class Archiver:
         """Archive what is finished, then store the state."""
         kernel = self._kernel
         await self.archive()
-        body = kernel.snapshot_bytes()
+        cut = kernel.cut()
         position = kernel.log.assigned
         kernel.records_since_snapshot = 0
-        await kernel.log.snapshot(body, position=position)
+        await kernel.log.snapshot(await cut.body(), position=position)
 
     def _archive_due(self) -> bool:
         kernel = self._kernel

@@ -92,6 +92,10 @@ class IdempotencyKeys:
         """JSON-like state for a snapshot."""
         return [[key, *entry] for key, entry in self._accepted.items()]
 
+    def frozen(self) -> list[tuple[str, tuple[str, str, float]]]:
+        """All keys as they are now, to be written down later: see `restore`."""
+        return list(self._accepted.items())
+
     def restore(self, state: list[list[Any]]) -> None:
         """Take a snapshot's state."""
         self._accepted = {key: (body, run_id, at) for key, body, run_id, at in state}

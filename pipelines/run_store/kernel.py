@@ -41,12 +41,13 @@ from pipelines.executor.errors import ResultNotSerialisable
 from pipelines.executor.port import Attempt, Executor, Outcome
 from pipelines.run_store.archive import Archive
 from pipelines.run_store.attempts import Attempts
+from pipelines.run_store.cut import Cut
 from pipelines.run_store.hosts import HostOutcomes, SaidOfHost
 from pipelines.run_store.memory import Entry, Memory
 from pipelines.run_store.metrics import NoMetrics, StoreMetrics
 from pipelines.run_store.records import HostBreakerMoved, StoreFact, decode_record, encode_event, encode_fact
 from pipelines.run_store.settings import StoreSettings
-from pipelines.run_store.snapshots import join_snapshot, split_snapshot
+from pipelines.run_store.snapshots import split_snapshot
 
 __all__ = ["Kernel"]
 
@@ -284,9 +285,9 @@ class Kernel:
 
     # ---- snapshots ----
 
-    def snapshot_bytes(self) -> bytes:
-        """The whole state after everything decided so far."""
-        return join_snapshot(self.engine.dump(), orjson.dumps(self.memory.to_state()))
+    def cut(self) -> Cut:
+        """The whole state after everything decided so far, to be written down while others go on."""
+        return Cut(engine=self.engine, memory=self.memory, monotonic=self.clock.monotonic)
 
     def _restore(self, recovered: Recovered) -> None:
         if recovered.snapshot is not None:

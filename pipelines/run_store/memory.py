@@ -11,6 +11,8 @@ import bisect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import orjson
+
 from pipelines.engine.events import (
     Event,
     RunCancelled,
@@ -120,11 +122,18 @@ class Memory:
     def to_state(self) -> dict[str, Any]:
         """JSON-like state for a snapshot."""
         return {
-            "entries": [
-                [entry.id, entry.workflow, entry.created_at, entry.meta, entry.history.to_state()]
-                for entry in self.entries.values()
-            ],
+            **self.rest_of_state(),
+            "entries": [_entry_state(entry) for entry in self.entries.values()],
             "keys": self.keys.to_state(),
+        }
+
+    def entry_bytes(self, run_id: str) -> bytes:
+        """One of `entries` in `to_state`, as JSON text."""
+        return orjson.dumps(_entry_state(self.entries[run_id]))
+
+    def rest_of_state(self) -> dict[str, Any]:
+        """`to_state` without what there is one of per run."""
+        return {
             "outbox": self.outbox.to_state(),
             "archive": self.archive.to_state(),
             "collected": [self.archive.collected.runs, self.archive.collected.before],
@@ -194,6 +203,10 @@ class Memory:
             "output": getattr(event, "output", None),
         }
         self.outbox.add(delivery_of(view, url))
+
+
+def _entry_state(entry: Entry) -> list[Any]:
+    return [entry.id, entry.workflow, entry.created_at, entry.meta, entry.history.to_state()]
 
 
 def delivery_of(view: Mapping[str, Any], url: str, *, next_at: float | None = None) -> Delivery:

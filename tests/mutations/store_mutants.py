@@ -29,8 +29,8 @@ STORE_MUTANTS = (
         name="snapshot-before-its-state",
         invariant="nothing_lost",
         file="pipelines/run_store/housekeeping.py",
-        old="        body = kernel.snapshot_bytes()\n        position = kernel.log.assigned\n",
-        new="        body = kernel.snapshot_bytes()\n        await kernel.wait_all(timeout_s=60)\n"
+        old="        cut = kernel.cut()\n        position = kernel.log.assigned\n",
+        new="        cut = kernel.cut()\n        await kernel.wait_all(timeout_s=60)\n"
         "        position = kernel.log.assigned\n",
         tests=(f"{STORE_HISTORIES}::test_every_acknowledged_run_ends_and_nothing_is_committed_twice",),
     ),
