@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import orjson
 
+from cluster.log.options import Offload
 from pipelines.engine.engine import Engine
 from pipelines.run_store.memory import Memory
 from pipelines.run_store.snapshots import join_snapshot
@@ -27,7 +28,15 @@ SLICE_S = 0.005
 class Cut:
     """Made at the instant that it is of; `await body()` is the snapshot. One at a time for an engine."""
 
-    def __init__(self, *, engine: Engine, memory: Memory, monotonic: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        memory: Memory,
+        offload: Offload,
+        monotonic: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._offload = offload
         self._engine = engine
         self._memory = memory
         self._monotonic = monotonic
@@ -56,20 +65,26 @@ class Cut:
                     began = self._monotonic()
         finally:
             self._engine.on_before_change(None)
-        keys = orjson.dumps([])
+        keys: list[bytes] = []
         for start in range(0, len(self._keys), _KEYS_AT_ONCE):
             part = orjson.dumps([[key, *entry] for key, entry in self._keys[start : start + _KEYS_AT_ONCE]])
-            keys = part if start == 0 else keys[:-1] + b"," + part[1:]
+            keys.append(part[1:-1])
             await asyncio.sleep(0)
-        engine = _with(self._head, b"runs", _listed(self._runs))
-        store = _with(self._rest, b"entries", _listed(self._entries))
-        return join_snapshot(engine, _with(store, b"keys", keys))
+        engine = _with(self._head, runs=self._runs.values())
+        store = _with(self._rest, entries=self._entries.values(), keys=keys)
+        return await self._offload(lambda: join_snapshot(engine, store))
 
 
-def _listed(parts: dict[str, bytes | None]) -> bytes:
-    return b"[" + b",".join(part for part in parts.values() if part is not None) + b"]"
-
-
-def _with(mapping: bytes, name: bytes, value: bytes) -> bytes:
-    """A JSON object, which is not empty, with one more member."""
-    return mapping[:-1] + b',"' + name + b'":' + value + b"}"
+def _with(mapping: bytes, **lists: Iterable[bytes | None]) -> list[bytes]:
+    """The pieces of a JSON object, which is not empty, with some more members that are lists."""
+    pieces = [mapping[:-1]]
+    for name, parts in lists.items():
+        separator = b',"' + name.encode() + b'":['
+        empty = True
+        for part in parts:
+            if part is not None:
+                pieces += (separator, part)
+                separator, empty = b",", False
+        pieces.append(separator + b"]" if empty else b"]")
+    pieces.append(b"}")
+    return pieces

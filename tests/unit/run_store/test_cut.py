@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.errors import HeadraceError
+from cluster.log import LogOptions
 from pipelines.executor.testing import FakeExecutor
 from pipelines.run_store.cut import Cut
 from pipelines.run_store.service import RunStore
@@ -66,7 +67,12 @@ async def test_a_cut_is_of_the_instant_it_began(seed: int, before: int, during: 
         expected = state_of(store)
         time = itertools.count()
         # This clock passes a whole slice at every look, so that there is a pause after every run.
-        cut = Cut(engine=store.kernel.engine, memory=store.kernel.memory, monotonic=lambda: float(next(time)))
+        cut = Cut(
+            engine=store.kernel.engine,
+            memory=store.kernel.memory,
+            offload=LogOptions().offload,
+            monotonic=lambda: float(next(time)),
+        )
         body = asyncio.create_task(cut.body())
         for _ in range(during):
             await something()
