@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from collections.abc import Iterator
@@ -43,3 +44,15 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalClust
 
         ray.shutdown()
         stop_local(state_dir)
+        _quiet("ray", "ray.serve")
+
+
+def _quiet(*names: str) -> None:
+    """Serve's threads live and log until the process ends. Their handlers write to what standard error was when the
+    cluster was started, a file of pytest's that is closed by then: each line would be a traceback after the summary."""
+    for name in names:
+        logger = logging.getLogger(name)
+        for handler in list(logger.handlers):
+            if isinstance(handler, logging.StreamHandler):
+                logger.removeHandler(handler)
+        logger.addHandler(logging.NullHandler())
