@@ -394,3 +394,23 @@ def test_an_owner_that_writes_nothing_learns_that_it_was_replaced() -> None:
         assert isinstance(first.fatal[0], Fenced)
 
     play(scenario)
+
+
+def test_a_start_that_is_cancelled_before_it_is_durable_is_not_begun() -> None:
+    """A cancel overtakes the write that holds the start of a step: no worker ever sees the step."""
+
+    async def scenario(scene: Scene) -> None:
+        owner = await scene.owner()
+        await owner.ask(owner.store.register({"workflow": ORDER}))
+        run_id = "run-0-" + owner.store.kernel.ids.ulid()
+        submitting = owner.begin(owner.store.submit({"workflow": "order", "input": {}, "run_id": run_id}))
+        await asyncio.sleep(0.001)  # decided, and on its way to the bucket
+        assert run_id in owner.store.kernel.engine
+        assert not submitting.done()
+        assert (await owner.ask(owner.store.cancel(run_id)))["state"] == "CANCELLED"
+        assert submitting.result()["id"] == run_id
+        await asyncio.sleep(10)
+        assert scene.world.effects == []
+        await scene.verified(run_id)
+
+    play(scenario)
