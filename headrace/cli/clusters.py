@@ -61,6 +61,8 @@ def up(
         if failed:
             note(f"{len(failed)} version(s) did not start: headrace models")
         else:
+            if running.dashboard:
+                note(f"Ray jobs: export RAY_ADDRESS={running.dashboard} RAY_AUTH_MODE=token")
             say("try: headrace models · headrace infer MODEL TEXT · headrace run WORKFLOW · headrace down")
     raise typer.Exit(1 if failed else 0)
 

@@ -12,8 +12,8 @@ import typer
 from cluster.config.environment import process_environment
 from cluster.errors import HeadraceError
 from headrace.cli import breakers, clusters, collecting, configs, keys, models, releases, runs, slots, workflows
-from headrace.cli.context import begin, configure, shared
-from headrace.cli.output import fail, note, say
+from headrace.cli.context import Json, begin, configure, shared
+from headrace.cli.output import fail, note, print_json, say
 
 if TYPE_CHECKING:
     from headrace.transports import Transport
@@ -65,11 +65,14 @@ keys.add_to(app)
 
 
 @app.command()
-def version() -> None:
+def version(json: Json = False) -> None:
     """The version of headrace."""
     from headrace import __version__
 
-    say(__version__)
+    if json:
+        print_json({"version": __version__})
+    else:
+        say(__version__)
 
 
 @app.command()

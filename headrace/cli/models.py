@@ -91,6 +91,8 @@ def infer(
 
     client = shared(json=json).client(timeout_s=timeout + 5)
     options = named(parameters or [], "--param")
+    if stream and json:
+        raise InvalidInput("--stream prints text as it comes, --json one document at the end: choose one")
     if stream:
         if text is None or inputs:
             raise InvalidInput("--stream takes one text: headrace infer MODEL TEXT --stream")

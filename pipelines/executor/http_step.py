@@ -106,7 +106,7 @@ class HttpStep:
         data = _body(request.get("body"), headers, names)
         expected = {int(code) for code in request.get("expected_status") or ()}
         parts = urlsplit(url)
-        where = f"{parts.hostname}{parts.path}"
+        where = f"{parts.hostname}{f':{parts.port}' if parts.port else ''}{parts.path}"
         try:
             async with self._open().request(
                 method,

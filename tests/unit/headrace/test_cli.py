@@ -50,6 +50,15 @@ def test_run_json_is_the_whole_run(capsys: Capture) -> None:
     assert json.loads(out)["state"] == "FAILED"
 
 
+def test_json_is_one_document_everywhere(capsys: Capture) -> None:
+    """The version is an object; a stream of text cannot be one, and says so as one."""
+    code, out, _ = call(capsys, None, "version", "--json")
+    assert (code, list(json.loads(out))) == (0, ["version"])
+    code, out, err = call(capsys, ScriptedTransport(), "infer", "m", "hi", "--stream", "--json")
+    assert (code, json.loads(out)["error"]["code"]) == (2, "invalid_input")
+    assert "choose one" in err
+
+
 def test_submit_prints_the_id_alone(capsys: Capture) -> None:
     """`submit` prints the run's id on stdout, so that a script can take it."""
     code, out, err = call(capsys, script_of(DONE), "submit", "w", "--idempotency-key", "k1")
