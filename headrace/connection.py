@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cluster.errors import InvalidConfig, Unavailable
+from cluster.errors import HeadraceError, InvalidConfig, Unavailable
 
 __all__ = ["Connection", "find_connection", "find_state", "read_credentials", "write_credentials"]
 
@@ -79,12 +79,28 @@ def find_state(
     env: Mapping[str, str], *, environment: str | None = None, start: Path | None = None, file: str = ""
 ) -> Path | None:
     """The nearest `.headrace/<environment>`, where `headrace up` keeps a local cluster's files; with `file`: the
-    nearest that has it. Reads no configuration."""
+    nearest that has it. Only when there is none, the configuration is asked for another `cluster.state_dir`."""
     name = environment or env.get("HEADRACE_ENV") or "dev"
     state = env.get("HEADRACE__CLUSTER__STATE_DIR")
     here = (start or Path.cwd()).resolve()
     places = [Path(state).expanduser()] if state else [folder / ".headrace" for folder in (here, *here.parents)]
-    return next((place / name for place in places if (place / name / file).exists()), None)
+    found = next((place / name for place in places if (place / name / file).exists()), None)
+    if found is not None or state:
+        return found
+    configured = _configured_state(env, name, here)
+    return configured if configured is not None and (configured / file).exists() else None
+
+
+def _configured_state(env: Mapping[str, str], environment: str, start: Path) -> Path | None:
+    """Where the configuration puts the cluster's files; None without a configuration that can be read."""
+    from cluster.config.loader import find_config_dir, load
+
+    try:
+        directory = find_config_dir(env, start)
+        loaded = load(environment, env=env, directory=directory, unset="keep")
+    except HeadraceError:
+        return None
+    return Path(loaded.config.cluster.state_dir) / environment
 
 
 def _find_file(env: Mapping[str, str], environment: str, start: Path) -> Path | None:

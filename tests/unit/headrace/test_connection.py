@@ -69,6 +69,17 @@ def test_state_dir_by_variable(tmp_path: Path) -> None:
     assert (found.url, found.api_key) == ("http://a", None)
 
 
+def test_state_dir_by_configuration(tmp_path: Path) -> None:
+    """A state folder that the environment's file names is found, also while its variables are not set."""
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "base.yaml").write_text("cluster: {state_dir: ./kept}\n")
+    (tmp_path / "configs" / "staging.yaml").write_text('storage: {url: "${BUCKET}"}\n')
+    write_credentials(tmp_path / "kept" / "staging" / "credentials.json", url="http://a", api_key="hr_a")
+    assert find_connection({}, environment="staging", start=tmp_path).api_key == "hr_a"
+    with pytest.raises(Unavailable, match="headrace up"):
+        find_connection({}, environment="dev", start=tmp_path)
+
+
 def test_bad_values_are_told(tmp_path: Path) -> None:
     """A URL that is none and a damaged file are errors with a sentence."""
     with pytest.raises(InvalidConfig, match="not an http"):
