@@ -97,6 +97,9 @@ def deployment_options(
         "target_ongoing_requests": scaling.target_ongoing_requests,
         "downscale_delay_s": scaling.idle_s,
         "upscale_delay_s": min(2.0, scaling.idle_s),
+        # Serve decides by the mean over this time: with its 30 s no version would be idle sooner. It has to be longer
+        # than the 10 s between two reports.
+        "look_back_period_s": min(30.0, max(scaling.idle_s, 11.0)),
     }
     return options
 

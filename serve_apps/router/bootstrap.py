@@ -3,6 +3,10 @@ cluster."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Mapping
+from importlib.metadata import version
 from typing import Any
 
 from cluster.config.models import RouterConfig
@@ -10,9 +14,11 @@ from cluster.errors import Unavailable
 from cluster.names import ROUTER_APP
 from serve_apps.table import RoutingTable
 
-__all__ = ["deploy_router", "start_serve"]
+__all__ = ["deploy_router", "router_mark", "start_serve"]
 
 _STARTS = 3
+_READ_BY_ROUTER = ("environment", "router", "storage", "state")
+_ASK_S = 5.0
 
 
 def start_serve(router: RouterConfig) -> None:
@@ -37,10 +43,36 @@ def start_serve(router: RouterConfig) -> None:
                 raise Unavailable(f"Serve's HTTP proxy did not start: {str(error).splitlines()[0]}") from error
 
 
+def router_mark(config_wire: Mapping[str, Any], env_vars: Mapping[str, str]) -> str:
+    """Changes when a running router has to be replaced: with headrace's version, and with what the router reads of
+    the configuration. Models and routes reach it by the control plane's table."""
+    made_from = {
+        "headrace": version("headrace"),
+        "config": {key: config_wire.get(key) for key in _READ_BY_ROUTER},
+        "env_vars": dict(env_vars),
+    }
+    return hashlib.sha256(json.dumps(made_from, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _answers(mark: str) -> bool:
+    """Whether the router runs and was made from the same."""
+    from ray import serve
+
+    app = serve.status().applications.get(ROUTER_APP)
+    if app is None or app.status != "RUNNING":
+        return False
+    try:
+        asked = serve.get_app_handle(ROUTER_APP).mark.remote()
+        return bool(asked.result(timeout_s=_ASK_S) == mark)
+    except Exception:  # one that does not answer, whatever the reason, is replaced
+        return False
+
+
 def deploy_router(
     config_wire: dict[str, Any], *, table: RoutingTable | None = None, env_vars: dict[str, str] | None = None
 ) -> Any:
-    """Deploy the router as the application at `/` and wait until it answers; returns its handle. Idempotent.
+    """Deploy the router as the application at `/` and wait until it answers; returns its handle. Idempotent: one that
+    runs and was made from the same stays, since Serve would replace it and drain the old one for half a minute.
 
     `config_wire` is `cluster.config.wire.to_wire(config)`. With `table` the router works from it alone, without a
     control plane. `env_vars` reach the router's process (`HEADRACE_SECRETS_FILE`, for example).
@@ -53,6 +85,9 @@ def deploy_router(
 
     router = from_wire(config_wire).router
     start_serve(router)
+    mark = router_mark(config_wire, env_vars or {})
+    if table is None and _answers(mark):
+        return serve.get_app_handle(ROUTER_APP)
     deployment = serve.deployment(serve.ingress()(RouterIngress)).options(
         name="router",
         num_replicas=router.replicas,
@@ -67,4 +102,4 @@ def deploy_router(
             "runtime_env": {"env_vars": {**CALLBACK_VARIABLE, **(env_vars or {})}},
         },
     )
-    return serve.run(deployment.bind(config_wire, table), name=ROUTER_APP, route_prefix="/", blocking=False)
+    return serve.run(deployment.bind(config_wire, table, mark), name=ROUTER_APP, route_prefix="/", blocking=False)

@@ -39,11 +39,12 @@ class TableSource(Protocol):
 
 class RouterIngress:
     """Undecorated; `bootstrap` makes it a deployment. `wire`: the configuration in its wire form (no secrets); with
-    `table` it works from that table and asks no control plane."""
+    `table` it works from that table and asks no control plane. `mark` names all that this router was made from."""
 
-    def __init__(self, wire: dict[str, Any] | None = None, table: RoutingTable | None = None):
+    def __init__(self, wire: dict[str, Any] | None = None, table: RoutingTable | None = None, mark: str = ""):
         self._wire = wire
         self._static = table
+        self._mark = mark
         self._id = os.urandom(6).hex()
         self._hosts = RayHosts()
         self.router = Router(hosts=self._hosts, clock=SystemClock(), rng=random.Random(), embedder=self._embed)
@@ -163,6 +164,10 @@ class RouterIngress:
         """The HTTP surface for clients inside the cluster (trusted, role operate); streams are collected."""
         assert self._gate is not None
         return await call_app(self._gate, method, path, headers or {}, body)
+
+    async def mark(self) -> str:
+        """What it was made from, see `bootstrap.deploy_router`."""
+        return self._mark
 
     async def revision(self) -> int:
         """Of the table in force."""

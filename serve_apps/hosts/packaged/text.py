@@ -306,9 +306,11 @@ class SmolLM2:
             row.text = row.text[:stop]
             row.finish_reason = "stop"
         safe = len(row.text) if row.finish_reason else len(row.text) - held_back(row.text, parameters.stop)
-        # An unfinished character decodes to a replacement mark: it is sent once it is whole.
-        if row.finish_reason is None and row.text.endswith("�"):
+        # An unfinished character decodes to a replacement mark: it is sent once it is whole, and never if it is cut off.
+        if row.finish_reason in (None, "length") and row.text.endswith("�"):
             safe = min(safe, len(row.text.rstrip("�")))
+            if row.finish_reason:
+                row.text = row.text[:safe]
         piece = row.text[row.sent : safe] if safe > row.sent else ""
         row.sent = max(row.sent, safe)
         if not emit(row.place, piece) and row.finish_reason is None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from cluster.config.models import AutoscalingConfig, BatchingConfig, Resources, VersionConfig
+from cluster.config.models import BatchingConfig, Resources, VersionConfig
 from cluster.errors import InvalidInput, ModelError, Unprocessable
 from cluster.placement import ACCELERATOR_LABEL, Node, place
 from cluster.ray_runtime import LocalCluster
@@ -129,28 +128,6 @@ def test_a_host_that_is_kept_off_gpu_nodes_runs_on_a_plain_one(ray_cluster: Loca
     handle = serve.run(app, name="echo-5.0.0", route_prefix=None)
     assert ask(handle, "a")[0].outputs == {"text": ["a"]}
     serve.delete("echo-5.0.0", _blocking=False)
-
-
-def test_a_version_scales_to_zero_and_back(start: Start) -> None:
-    """With min_replicas 0 an idle version gives up its replica, and the next request brings it back and is answered."""
-    from ray import serve
-
-    handle = start(
-        "3.0.0",
-        autoscaling=AutoscalingConfig(min_replicas=0, max_replicas=1, idle_s=2).model_dump(),
-        config={"prefix": "z"},
-    )
-    assert ask(handle, "a")[0].outputs == {"text": ["za"]}
-
-    def replicas() -> int:
-        deployment = serve.status().applications["echo-3.0.0"].deployments["Host"]
-        return sum(deployment.replica_states.values())
-
-    until = time.monotonic() + 120
-    while replicas() and time.monotonic() < until:
-        time.sleep(0.5)
-    assert replicas() == 0
-    assert ask(handle, "b")[0].outputs == {"text": ["zb"]}
 
 
 def test_a_caller_that_leaves_takes_only_its_own_item_along(start: Start) -> None:

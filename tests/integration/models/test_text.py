@@ -118,6 +118,15 @@ def test_streams_are_the_answer_in_pieces(smollm: SmolLM2) -> None:
         assert "\ufffd" not in "".join(pieces[place][:-1])
 
 
+def test_a_character_that_the_limit_cuts_is_left_out(smollm: SmolLM2) -> None:
+    """A character of several tokens that `max_tokens` cuts in two is no replacement mark at the answer's end."""
+    items = [item("请用中文介绍一下你自己。", seed=1, max_tokens=limit) for limit in range(1, 13)]
+    texts = [got.outputs["text"] for got in smollm.predict(items) if isinstance(got, Answer)]
+    assert len(texts) == len(items)
+    assert not [text for text in texts if "\ufffd" in text]
+    assert len(set(texts)) < len(texts), "no limit cut a character: nothing was tested"
+
+
 def test_an_item_that_nobody_waits_for_stops(smollm: SmolLM2) -> None:
     """When its caller is gone, generation of that item ends and the others go on."""
     items = [item("Tell me a long story.", seed=1, max_tokens=30), item("Tell me a long story.", seed=1, max_tokens=6)]

@@ -34,6 +34,9 @@ def test_autoscaling_replaces_the_fixed_number_of_replicas() -> None:
     assert "num_replicas" not in options
     assert options["autoscaling_config"]["min_replicas"] == 0
     assert options["autoscaling_config"]["downscale_delay_s"] == 60
+    quick = deployment_options(version(autoscaling={**settings, "idle_s": 3}), None)["autoscaling_config"]
+    slow = options["autoscaling_config"]["look_back_period_s"]
+    assert quick["look_back_period_s"] < slow <= 60, "a longer memory of calls would keep it busy for longer"
 
 
 def test_threads_follow_the_cpus_asked_for() -> None:
