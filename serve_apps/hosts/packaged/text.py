@@ -306,7 +306,7 @@ class SmolLM2:
             row.text = row.text[:stop]
             row.finish_reason = "stop"
         safe = len(row.text) if row.finish_reason else len(row.text) - held_back(row.text, parameters.stop)
-        # An unfinished character decodes to a replacement mark: it is sent once it is whole, and never if it is cut off.
+        # An unfinished character decodes to a replacement mark: it is sent once it is whole, never if it is cut.
         if row.finish_reason in (None, "length") and row.text.endswith("�"):
             safe = min(safe, len(row.text.rstrip("�")))
             if row.finish_reason:
