@@ -6,6 +6,7 @@ step at a time runs in a worker process, so the whole process's output is the st
 
 from __future__ import annotations
 
+import enum
 import io
 import os
 import select
@@ -89,6 +90,8 @@ class OutputCapture:
     def flush(self) -> None:
         """Take what is printed and still in a buffer. From another thread than the step's: a stream that writes each
         line by itself would make printing many of them ten times as slow."""
+        # Emptied first: the step may hold the stream's lock while it waits for room in the pipe.
+        _Drainer.of_process().drain(self._read_end)
         _flush(self._stream)
         _Drainer.of_process().drain(self._read_end)
 
@@ -127,7 +130,7 @@ class _Drainer:
         """Takes what is in the pipe by now, if its step has not ended meanwhile."""
         with self._lock:
             kept = self._open.get(descriptor)
-            while kept is not None and _take(descriptor, kept):
+            while kept is not None and _take(descriptor, kept) is _Left.MORE:
                 pass
 
     def remove(self, descriptor: int) -> None:
@@ -135,7 +138,7 @@ class _Drainer:
         with self._lock:
             kept = self._open.pop(descriptor)
             self._epoll.unregister(descriptor)
-            while _take(descriptor, kept):
+            while _take(descriptor, kept) is _Left.MORE:
                 pass
 
     def _run(self) -> None:
@@ -143,19 +146,28 @@ class _Drainer:
             for descriptor, _ in self._epoll.poll():
                 with self._lock:
                     kept = self._open.get(descriptor)
-                    if kept is not None and not _take(descriptor, kept):
+                    # (Nothing now is no end: `drain` may have been quicker.)
+                    if kept is not None and _take(descriptor, kept) is _Left.ENDED:
                         # The script closed both ends itself: nothing more can come, so stop waking up for it.
                         self._epoll.modify(descriptor, 0)
 
 
-def _take(descriptor: int, kept: BoundedText) -> bool:
-    """Moves one chunk; False when there is none."""
+class _Left(enum.Enum):
+    """What a pipe may still give."""
+
+    MORE = enum.auto()
+    NOTHING_NOW = enum.auto()
+    ENDED = enum.auto()
+
+
+def _take(descriptor: int, kept: BoundedText) -> _Left:
+    """Moves one chunk, if there is one."""
     try:
         data = os.read(descriptor, 65536)
     except BlockingIOError:
-        return False
+        return _Left.NOTHING_NOW
     kept.add(data)
-    return bool(data)
+    return _Left.MORE if data else _Left.ENDED
 
 
 def _flush(*streams: TextIO) -> None:
