@@ -172,6 +172,9 @@ class _Batch:
 
     async def follow(self) -> None:
         """Until the task has ended and every attempt is settled."""
+        if len(self._items) == 1:
+            # It keeps nobody waiting: however long it takes and whatever ends it is its own.
+            self._running = (self._items[0], asyncio.get_running_loop().time())
         answer = asyncio.ensure_future(self._task.results())
         try:
             await asyncio.wait({answer}, timeout=self._rules.hold_s + _MARGIN_S)
@@ -204,10 +207,11 @@ class _Batch:
         """The task is late. Hands back what its worker says it will not start; ends one that says nothing at all.
 
         A silent one waits for a place, or holds the interpreter so that its worker cannot speak. False: it was ended.
+        One that carries a single attempt has nothing to say, and all the time that the attempt's own limits give it.
         """
         loop = asyncio.get_running_loop()
         give_up = loop.time() + self._rules.silence_s
-        while not answer.done():
+        while not answer.done() and len(self._items) > 1:
             report = await self._task.report()
             if report is not None:
                 self._hand_back(report)

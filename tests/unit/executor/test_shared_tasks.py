@@ -165,6 +165,26 @@ async def test_a_silent_task_is_ended() -> None:
     assert lane.out == 0
 
 
+async def test_a_lone_attempt_may_take_its_time() -> None:
+    """Its worker has nobody to hand back and says nothing: that is no reason to kill it and do its work again."""
+    tasks, lane, (a,) = start(SharingRules(hold_s=0.0, silence_s=0.0), b"a")
+    await until(lambda: bool(tasks.sent) and lane.out == 0)
+    await settle()
+    assert tasks.sent[0].stops == []
+    tasks.sent[0].done(b"A")
+    assert await a == b"A"
+
+
+async def test_a_death_under_a_lone_attempt_is_its_own() -> None:
+    """There is no doubt about which attempt killed the worker, so it is not run once more to find out."""
+    tasks, lane, (a,) = start(PATIENT, b"a")
+    await until(lambda: bool(tasks.sent))
+    tasks.sent[0].answer.set_exception(RuntimeError("the worker died"))
+    with pytest.raises(WorkerLost, match="the worker died"):
+        await a
+    assert lane.out == 0
+
+
 async def test_a_cancelled_attempt_that_waits_is_never_sent() -> None:
     """It takes no place in a task."""
     tasks, _, (a, b) = start(PATIENT, b"a", b"b")
