@@ -3,21 +3,18 @@ cluster."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
 from cluster.config.models import RouterConfig
 from cluster.errors import Unavailable
 from cluster.names import ROUTER_APP
+from serve_apps.router.mark import router_mark
 from serve_apps.table import RoutingTable
 
-__all__ = ["deploy_router", "router_mark", "start_serve"]
+__all__ = ["deploy_router", "start_serve"]
 
 _STARTS = 3
-_READ_BY_ROUTER = ("environment", "router", "storage", "state")
 _ASK_S = 5.0
 
 
@@ -41,17 +38,6 @@ def start_serve(router: RouterConfig) -> None:
             # On a busy machine Serve's controller kills a proxy that is not ready in time, and starts another.
             if not left:
                 raise Unavailable(f"Serve's HTTP proxy did not start: {str(error).splitlines()[0]}") from error
-
-
-def router_mark(config_wire: Mapping[str, Any], env_vars: Mapping[str, str]) -> str:
-    """Changes when a running router has to be replaced: with headrace's version, and with what the router reads of
-    the configuration. Models and routes reach it by the control plane's table."""
-    made_from = {
-        "headrace": version("headrace"),
-        "config": {key: config_wire.get(key) for key in _READ_BY_ROUTER},
-        "env_vars": dict(env_vars),
-    }
-    return hashlib.sha256(json.dumps(made_from, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _answers(mark: str) -> bool:
@@ -85,7 +71,7 @@ def deploy_router(
 
     router = from_wire(config_wire).router
     start_serve(router)
-    mark = router_mark(config_wire, env_vars or {})
+    mark = router_mark(config_wire, env_vars or {}, version=version("headrace"))
     if table is None and _answers(mark):
         return serve.get_app_handle(ROUTER_APP)
     deployment = serve.deployment(serve.ingress()(RouterIngress)).options(
