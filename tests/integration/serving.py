@@ -55,27 +55,37 @@ async def planes(wired: Mapping[str, Any]) -> AsyncIterator[None]:
         ray.kill(ray.get_actor(CONTROL_PLANE, NAMESPACE), no_restart=True)
         for app in serve.status().applications:
             serve.delete(app, _blocking=False)
-        await until(lambda: not serve.status().applications)
+        await until(lambda: not serve.status().applications, seconds=90)
+
+
+async def answering(client: AsyncClient) -> None:
+    """Wait until the router has heard of the control plane."""
+
+    async def answers() -> bool:
+        try:
+            return bool(await client.status())
+        except HeadraceError:
+            return False
+
+    await until(answers, seconds=60)
+
+
+async def deployed(client: AsyncClient, wired: Mapping[str, Any], *, seconds: float = 120.0) -> dict[str, Any]:
+    """The deployment of this configuration, once it has ended."""
+    made = await client.deploy({"config": dict(wired)})
+
+    async def ended() -> Any:
+        seen = await client.deployment(made["id"])
+        return seen if seen["state"] != "running" else None
+
+    return dict(await until(ended, seconds=seconds))
 
 
 @asynccontextmanager
 async def serving(cluster: LocalCluster, wired: Mapping[str, Any]) -> AsyncIterator[AsyncClient]:
     """`planes`, and a client of them over HTTP once every model is ready."""
     async with planes(wired), AsyncClient(cluster.http_url) as client:
-
-        async def answers() -> bool:
-            try:
-                return bool(await client.status())
-            except HeadraceError:
-                return False
-
-        await until(answers)
-        made = await client.deploy({"config": dict(wired)})
-
-        async def ended() -> Any:
-            seen = await client.deployment(made["id"])
-            return seen if seen["state"] != "running" else None
-
-        seen = await until(ended, seconds=240)
+        await answering(client)
+        seen = await deployed(client, wired, seconds=240)
         assert seen["state"] == "done", seen
         yield client

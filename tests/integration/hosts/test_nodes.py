@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +19,14 @@ from serve_apps.control.bootstrap import ensure_control_plane
 from serve_apps.control.gateway import RayControlGateway
 from serve_apps.hosts.app import cluster_nodes, deployment_options
 from tests.extra_nodes import ExtraNode
+from tests.integration import serving
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 
 ECHO = {"provider": "python", "class": "serve_apps.hosts.testing:Echo", "resources": {"cpus": 0.1}}
 
 
-async def until(check: Callable[[], Any], *, seconds: float = 150.0) -> Any:
-    """Poll `check` (sync or async) until it gives something true."""
-    deadline = time.monotonic() + seconds
-    while True:
-        value = check()
-        if asyncio.iscoroutine(value):
-            value = await value
-        if value:
-            return value
-        assert time.monotonic() < deadline, "it did not happen in time"
-        await asyncio.sleep(0.1)
+until = partial(serving.until, seconds=150.0)
 
 
 def alive() -> dict[str, str]:

@@ -12,7 +12,8 @@ import os
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import httpx
@@ -24,6 +25,8 @@ from cluster.config.wire import to_wire
 from cluster.errors import HeadraceError
 from cluster.ray_runtime import LocalCluster
 from headrace import AsyncClient
+from tests.integration import serving
+from tests.integration.serving import answering, deployed, planes
 
 pytestmark = [
     pytest.mark.ray,
@@ -31,6 +34,8 @@ pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
 ]
+
+until = partial(serving.until, seconds=60.0)
 
 A, B = "1.0.0", "1.1.0"
 CPU = {"resources": {"cpus": 0.1}}
@@ -40,18 +45,6 @@ BREAKER = {"consecutive_failures": 5, "base_ejection_s": 2, "half_open_requests"
 def puppet(name: str, **settings: Any) -> dict[str, Any]:
     here = {"provider": "python", "class": "serve_apps.hosts.testing:Puppet", "config": {"name": name}, **CPU}
     return {**here, **settings}
-
-
-async def until(check: Callable[[], Any], *, seconds: float = 60.0) -> Any:
-    deadline = time.monotonic() + seconds
-    while True:
-        value = check()
-        if asyncio.iscoroutine(value):
-            value = await value
-        if value:
-            return value
-        assert time.monotonic() < deadline, "it did not happen in time"
-        await asyncio.sleep(0.1)
 
 
 class World:
@@ -89,20 +82,10 @@ class World:
                 }
             )
         )
-        seen = await self.deployed(wire)
+        seen = await deployed(self.admin, wire)
         assert seen["state"] == "done", seen
         revision = (await self.admin.status())["revision"]
         await until(lambda: self._routers_have(revision))
-
-    async def deployed(self, wire: dict[str, Any]) -> dict[str, Any]:
-        """The deployment of this configuration, once it has ended."""
-        made = await self.admin.deploy({"config": wire})
-
-        async def ended() -> Any:
-            seen = await self.admin.deployment(made["id"])
-            return seen if seen["state"] != "running" else None
-
-        return dict(await until(ended, seconds=120))
 
     async def _routers_have(self, revision: int) -> bool:
         routers = (await self.admin.status())["routers"]
@@ -130,38 +113,15 @@ def said(answer: httpx.Response) -> str:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def world(ray_cluster: LocalCluster, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
-    import ray
-    from ray import serve
-
-    from cluster.names import CONTROL_PLANE, NAMESPACE
-    from serve_apps.control.bootstrap import ensure_control_plane
-    from serve_apps.router.bootstrap import deploy_router
-
     upstream = socket.create_server(("127.0.0.1", 0), backlog=512)  # the kernel takes calls, nobody answers
-    bucket = str(tmp_path_factory.mktemp("bucket"))
-    port = int(ray_cluster.http_url.rpartition(":")[2])
-    plain = to_wire(Config.model_validate({"storage": {"url": f"file://{bucket}"}, "auth": {"enabled": False}}))
-    plain["router"]["port"] = port
-    await asyncio.to_thread(ensure_control_plane, plain)
-    await asyncio.to_thread(deploy_router, plain)
-    async with AsyncClient(ray_cluster.http_url) as admin:
-        made = World(ray_cluster.http_url, admin, bucket, f"http://127.0.0.1:{upstream.getsockname()[1]}")
-
-        async def answers() -> bool:
-            try:
-                return bool(await admin.status())
-            except HeadraceError:
-                return False
-
-        await until(answers)
+    bucket = tmp_path_factory.mktemp("bucket")
+    async with planes(serving.wire(ray_cluster, bucket, {})), AsyncClient(ray_cluster.http_url) as admin:
+        await answering(admin)
+        made = World(ray_cluster.http_url, admin, str(bucket), f"http://127.0.0.1:{upstream.getsockname()[1]}")
         await made.deploy()
         yield made
         await made.http.aclose()
-    upstream.close()
-    ray.kill(ray.get_actor(CONTROL_PLANE, NAMESPACE), no_restart=True)
-    for app in serve.status().applications:
-        serve.delete(app, _blocking=False)
-    await until(lambda: not serve.status().applications, seconds=90)
+        upstream.close()
 
 
 async def test_every_hop_keeps_to_the_callers_deadline(world: World) -> None:
@@ -312,7 +272,7 @@ async def test_what_cannot_be_served_fails_at_deploy_and_says_why(world: World) 
     }
     model = {"versions": {A: puppet("a"), B: puppet("b"), **wrong}, "traffic": {A: 100}, "breaker": BREAKER}
     wire = to_wire(Config.model_validate({**world.base, "models": {"puppet": model}}))
-    seen = await world.deployed(wire)
+    seen = await deployed(world.admin, wire)
     assert seen["state"] == "failed"
     told = {item["version"]: item["message"] for item in seen["items"] if item.get("status") == "failed"}
     assert "has no 'Pupet'" in told["1.2.0"]
