@@ -78,6 +78,15 @@ class SimLoop(asyncio.SelectorEventLoop):
         context = copy_context() if context is None else context  # an empty context is false
         return super().call_soon(*_guarded(callback, args, context), context=context)
 
+    def run_in_executor(self, executor: Any, func: Callable[..., T], *args: Any) -> asyncio.Future[T]:  # type: ignore[override]
+        """Run it here and now: how long a thread takes is the machine's affair, and must not order a history."""
+        future: asyncio.Future[T] = self.create_future()
+        try:
+            future.set_result(func(*args))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
     def call_at(  # type: ignore[override]
         self, when: float, callback: Any, *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:

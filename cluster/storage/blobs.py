@@ -12,6 +12,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+from uuid import uuid4
 
 import orjson
 
@@ -69,11 +70,16 @@ class BlobRef:
 
 
 class BlobStore:
-    """Puts and gets blobs. The same bytes are stored once; what is read is checked against its SHA-256."""
+    """Puts and gets blobs. The same bytes are stored once; what is read is checked against its SHA-256.
 
-    def __init__(self, bucket: Bucket, *, now: Callable[[], float] = time.time):
+    `unique` gives a text that it never gave before, in any process.
+    """
+
+    def __init__(
+        self, bucket: Bucket, *, now: Callable[[], float] = time.time, unique: Callable[[], str] = lambda: uuid4().hex
+    ):
         self._bucket = bucket
-        self._keeper = Keeper(bucket, now=now)
+        self._keeper = Keeper(bucket, now=now, unique=unique)
 
     @property
     def bucket(self) -> Bucket:

@@ -20,7 +20,6 @@ waited for no longer than `CLAIM_S`: no request is under way for an hour.
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable
 
 import orjson
@@ -42,9 +41,10 @@ _PAUSE_S = 0.25
 class Keeper:
     """Rule 2: `await keep(sha256, key)` before a blob that is there already is relied upon."""
 
-    def __init__(self, bucket: Bucket, *, now: Callable[[], float]) -> None:
+    def __init__(self, bucket: Bucket, *, now: Callable[[], float], unique: Callable[[], str]) -> None:
         self._bucket = bucket
         self._now = now
+        self._unique = unique
 
     async def keep(self, sha256: str, key: str) -> bool:
         """Whether the blob is there and stays. False: store it, or refuse its use.
@@ -59,7 +59,7 @@ class Keeper:
         if now - written < YOUNG_S:
             return True
         # The time goes into the name: a pin's age is then known from a list of them.
-        await self._bucket.put(f"{PINS}{sha256}.{int(now):012d}.{os.urandom(6).hex()}", b"")
+        await self._bucket.put(f"{PINS}{sha256}.{int(now):012d}.{self._unique()}", b"")
         for _ in range(_LOOKS):
             if not await self._claimed(sha256):
                 try:

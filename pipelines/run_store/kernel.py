@@ -81,7 +81,7 @@ class Kernel:
         self.settings = settings
         self.metrics: StoreMetrics = metrics or NoMetrics()
         self.prefix = f"runs/{shard}"
-        self.blobs = BlobStore(bucket, now=clock.now)
+        self.blobs = BlobStore(bucket, now=clock.now, unique=ids.ulid)
         self.engine = Engine(ids=lambda: run_id(shard, ids.ulid()), random=random, limits=engine_limits)
         self.memory = Memory(archive=Archive(bucket=bucket, prefix=self.prefix, ids=ids))
         self.attempts = Attempts(executor=executor, report=self._attempt_ended)
