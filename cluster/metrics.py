@@ -115,6 +115,12 @@ TRAFFIC_WEIGHT = Metric(
 BREAKER_STATE = Metric(
     name="headrace_breaker_state", kind=Kind.GAUGE, help="0 closed, 1 half open, 2 open", labels=_VERSION
 )
+HOST_BREAKER_STATE = Metric(
+    name="headrace_host_breaker_state",
+    kind=Kind.GAUGE,
+    help="0 closed, 1 half open, 2 open: hosts that http_request steps call, as far as their breaker ever opened",
+    labels=("host",),
+)
 RELEASE_STEP = Metric(
     name="headrace_release_step", kind=Kind.GAUGE, help="Percent of traffic of a running release", labels=("model",)
 )

@@ -7,7 +7,7 @@ from typing import Any
 from cluster import metrics as names
 from serve_apps.control.breaker import BreakerState
 from serve_apps.control.state import ControlState
-from serve_apps.control.tables import model_target
+from serve_apps.control.tables import HOST, model_target
 
 __all__ = ["MetricsExporter", "decisions", "gauges"]
 
@@ -25,6 +25,10 @@ def gauges(state: ControlState) -> list[tuple[str, float, dict[str, str]]]:
             rows.append((names.BREAKER_STATE.name, _BREAKER[breaker.state] if breaker else 0.0, labels))
         release = state.release_of(name)
         rows.append((names.RELEASE_STEP.name, release.percent if release else 0.0, {"model": name}))
+    for target, breaker in state.breakers.items():
+        if target.startswith(HOST):
+            host = {"host": target.removeprefix(HOST)}
+            rows.append((names.HOST_BREAKER_STATE.name, _BREAKER[breaker.state], host))
     return rows
 
 
@@ -46,7 +50,7 @@ class MetricsExporter:
 
         self._gauges = {
             metric.name: metrics.Gauge(metric.name, metric.help, metric.labels)
-            for metric in (names.TRAFFIC_WEIGHT, names.BREAKER_STATE, names.RELEASE_STEP)
+            for metric in (names.TRAFFIC_WEIGHT, names.BREAKER_STATE, names.HOST_BREAKER_STATE, names.RELEASE_STEP)
         }
         decided = names.RELEASE_DECISIONS
         self._decisions: Any = metrics.Counter(decided.name, decided.help, decided.labels)
@@ -58,7 +62,7 @@ class MetricsExporter:
         for name, value, labels in gauges(state):
             self._gauges[name].set(value, labels)
             shown.add((name, tuple(labels.items())))
-        for name, items in self._shown - shown:  # a version that is gone has no weight any more
+        for name, items in self._shown - shown:  # what is gone has no weight and no breaker any more
             self._gauges[name].set(0.0, dict(items))
         self._shown = shown
         now = decisions(state)

@@ -8,6 +8,7 @@ from cluster.errors import NotFound
 from serve_apps.control.apply import KEPT_CLOSED_HOSTS, apply
 from serve_apps.control.breaker import BreakerSnapshot
 from serve_apps.control.events import BreakerMoved
+from serve_apps.control.metrics import gauges
 from serve_apps.control.service import ControlPlane
 from serve_apps.stats import RouterReport, VersionStats
 
@@ -124,6 +125,23 @@ async def test_what_two_run_stores_saw_of_a_host_opens_its_breaker_for_all(world
     assert plane.table().hosts == {}
     (listed,) = (await plane.call("breakers", {}))["breakers"]
     assert (listed["target"], listed["state"], listed["why"]) == (f"http:{HOST}", "closed", "3 probes succeeded")
+
+
+async def test_the_breaker_of_a_host_is_a_metric_from_its_first_opening_on(world: World, plane: ControlPlane) -> None:
+    """A host that was always well is in no metric: hosts come from URLs, and there may be many."""
+
+    def shown() -> list[tuple[str, float, dict[str, str]]]:
+        return [row for row in gauges(plane.core.state) if row[0] == "headrace_host_breaker_state"]
+
+    await plane.call("host_outcomes", outcomes(plane, 1, failures=1, successes=3))
+    assert shown() == []
+    await plane.call("host_outcomes", outcomes(plane, 2, failures=5))
+    assert shown() == [("headrace_host_breaker_state", 2.0, {"host": HOST})]
+    world.clock.advance(31)
+    await plane.beat()
+    assert [value for _, value, _ in shown()] == [1.0]
+    await plane.call("host_outcomes", outcomes(plane, 3, successes=3))
+    assert [value for _, value, _ in shown()] == [0.0]
 
 
 async def test_a_batch_of_outcomes_counts_once(plane: ControlPlane) -> None:
