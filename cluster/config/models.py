@@ -380,6 +380,11 @@ class LimitsConfig(Strict):
     max_nesting: int = 8
     max_log_kb: int = 1024
     max_output_mb: int = 256
+    max_run_mb: int = Field(
+        default=64,
+        ge=1,
+        description="results and errors that one run holds in its record; larger values go to the bucket before",
+    )
     share_steps_below_ms: float = Field(
         default=5.0,
         ge=0,

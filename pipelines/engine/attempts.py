@@ -14,6 +14,7 @@ from pipelines.engine.render import build_attempt, check_input, error_dict, rend
 from pipelines.engine.resume import resume, take_child
 from pipelines.engine.runs import Run, Unit
 from pipelines.engine.schedule import Ready
+from pipelines.engine.sizes import inline_bytes
 from pipelines.engine.state import unit_of
 from pipelines.engine.states import RunState
 from pipelines.executor.port import Outcome
@@ -95,6 +96,7 @@ def start(core: Core, ready: Ready) -> None:
             fence=fence,
             values=core.values,
             lock_fence=ready.lock_fence,
+            inline_bytes=inline_bytes(core, run, step),
         )
     except ValueNeeded as needed:
         unit.waiting = "value"

@@ -26,6 +26,7 @@ _VALUES_BYTES = 256 * 1024 * 1024
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineLimits:
     """Bounds that are not the workflow's own. `queues` maps a queue's name to how many attempts it may run at once.
+    `max_run_bytes`: JSON of results and errors that one run may hold (sizes.py).
 
     `ageing_s`: a waiting attempt rises by one priority level in this time. `attempt_grace_s`: how much later than its
     timeout an attempt may report before the engine gives it up (the executor enforces the timeout itself).
@@ -36,6 +37,7 @@ class EngineLimits:
     max_open_runs: int = 100_000
     max_nesting: int = 8
     queues: Mapping[str, int] = field(default_factory=dict)
+    max_run_bytes: int = 64 << 20
     ageing_s: float = 60.0
     attempt_grace_s: float = 60.0
     shared: bool = False

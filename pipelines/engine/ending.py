@@ -11,6 +11,7 @@ from pipelines.engine.commands import CancelAttempt, RunEnded
 from pipelines.engine.core import Core
 from pipelines.engine.render import error_dict, run_output
 from pipelines.engine.runs import Run, Step
+from pipelines.engine.sizes import too_large
 from pipelines.engine.state import RUN_OUTPUT
 from pipelines.engine.states import RunState, StepState
 from pipelines.spec.values import ValueNeeded
@@ -98,6 +99,9 @@ def finish_run(core: Core, run: Run) -> None:
         return
     except HeadraceError as error:
         fail_run(core, run, error_dict(error.code, f"the run's output cannot be made: {error.message}"))
+        return
+    if (excess := too_large(core, run, output)) is not None:
+        fail_run(core, run, excess)
         return
     core.emit(ev.RunSucceeded(run_id=run.id, output=output, at=core.now))
     _close(core, run, [], "")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipelines.engine.core import Core
-from pipelines.engine.runs import ENDED, Run, Step, Unit
+from pipelines.engine.runs import ENDED, Run, Step, Unit, held_by
 from pipelines.engine.states import RunState, StepState
 
 __all__ = ["check"]
@@ -39,6 +39,8 @@ def _check_run(core: Core, run: Run, fences: dict[int, str]) -> None:
     run.recount()
     assert [(s.done, s.ok, s.failed, s.sources_done, s.jumped) for s in run.steps] == counted, f"{run.id}: join counts"
     assert (run.open, run.broken) == before, f"{run.id}: counts of open or broken steps"
+    if not run.ended:
+        assert run.held == sum(map(held_by, run.steps)), f"{run.id}: counts {run.held} bytes of results"
     if run.ended:
         assert open_steps == 0, f"{run.id} is {run.state.value} with {open_steps} open steps"
     if run.state is RunState.SUCCESS:

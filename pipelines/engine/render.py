@@ -25,10 +25,6 @@ __all__ = [
 ]
 
 Values = Mapping[str, Any]
-ALL_ITEMS_BYTES = 16 << 20
-"""Results of one `foreach` that are kept in line, all together."""
-MIN_ITEM_BYTES = 1 << 10
-ITEM_BYTES = 64 << 10
 _JSON_TYPES: Mapping[str, tuple[type, ...]] = {
     "string": (str,),
     "integer": (int,),
@@ -125,6 +121,7 @@ def build_attempt(
     fence: int,
     values: Values,
     lock_fence: int | None = None,
+    inline_bytes: int | None = None,
 ) -> tuple[Attempt, str | None]:
     """The attempt, and the breaker key (`model:NAME`, `host:NAME`) it depends on.
 
@@ -177,14 +174,9 @@ def build_attempt(
         seed=None if seed is None else seed + (item or 0),
         priority=planned.priority if planned.priority is not None else run.priority,
         lock_fence=lock_fence,
-        inline_bytes=None if step.items is None else item_bytes(len(step.items.states)),
+        inline_bytes=inline_bytes,
     )
     return made, breaker
-
-
-def item_bytes(count: int) -> int:
-    """How large one of `count` results of a `foreach` may be to be kept in line: they are in memory all at once."""
-    return min(ITEM_BYTES, max(MIN_ITEM_BYTES, ALL_ITEMS_BYTES // max(count, 1)))
 
 
 def run_output(run: Run, values: Values) -> Any:

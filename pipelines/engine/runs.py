@@ -10,10 +10,12 @@ from array import array
 from collections.abc import Mapping
 from typing import Any
 
+import orjson
+
 from pipelines.engine.plan import Plan
 from pipelines.engine.states import ItemState, RunState, StepState
 
-__all__ = ["ENDED", "ITEM_STATES", "RUN_ENDED", "Items", "Run", "Step", "Unit", "count_end"]
+__all__ = ["ENDED", "ITEM_STATES", "RUN_ENDED", "Items", "Run", "Step", "Unit", "count_end", "held_by", "size_of"]
 
 ITEM_STATES: tuple[ItemState, ...] = (ItemState.PENDING, ItemState.RUNNING, ItemState.SUCCESS, ItemState.FAILED)
 """Item states by the byte that stands for them in `Items.states`."""
@@ -182,9 +184,10 @@ class Step:
 
 
 class Run:
-    """One run. `open` counts steps that have not ended; `broken` those whose failure nobody handled."""
+    """One run. `open` counts steps that have not ended; `broken` those whose failure nobody handled; `held` the bytes
+    of JSON of results and errors, while the run has not ended."""
 
-    __slots__ = (*_RUN_FIELDS, "broken", "ending", "id", "open", "parent", "plan", "state", "steps")
+    __slots__ = (*_RUN_FIELDS, "broken", "ending", "held", "id", "open", "parent", "plan", "state", "steps")
 
     def __init__(self, run_id: str, plan: Plan):
         self.id = run_id
@@ -210,6 +213,7 @@ class Run:
         self.steps = [Step() for _ in plan.steps]
         self.open = len(self.steps)
         self.broken = 0
+        self.held = 0
         self.ending = False
 
     @property
@@ -256,7 +260,36 @@ class Run:
             run.parent = (parent, step_id, item)
         run.steps = [Step.load(raw["steps"][p.id]) for p in plan.steps]
         run.recount()
+        if not run.ended:
+            run.held = sum(map(held_by, run.steps))
         return run
+
+
+def size_of(value: Any) -> int:
+    """Bytes of a value as JSON, nearly."""
+    if value is None or isinstance(value, (bool, int, float)):
+        return 8
+    if isinstance(value, str):
+        return len(value)
+    return len(orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS))
+
+
+def held_by(step: Step) -> int:
+    """What a step adds to its run's `held`."""
+    if step.items is not None:
+        states = step.items.states
+        done = sum(size_of(output) for output, state in zip(step.items.outputs, states, strict=True) if state == _DONE)
+        return done + sum(map(size_of, step.items.errors.values())) + _ended_badly(step)
+    if step.state is StepState.SUCCESS:
+        return size_of(step.output) + (0 if step.error is None else size_of(step.error))
+    return (size_of(step.loop_state) if step.iteration else 0) + _ended_badly(step)
+
+
+def _ended_badly(step: Step) -> int:
+    return size_of(step.error) if step.state is StepState.FAILED else 0
+
+
+_DONE = ITEM_STATES.index(ItemState.SUCCESS)
 
 
 def count_end(waiting: Step, ended: Step, is_source: bool) -> None:

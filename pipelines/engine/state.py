@@ -14,7 +14,7 @@ from typing import Any
 from cluster.errors import NotFound
 from pipelines.engine import events as ev
 from pipelines.engine.plan import Plan, compile_plan
-from pipelines.engine.runs import ITEM_STATES, Items, Run, Step, Unit, count_end
+from pipelines.engine.runs import ITEM_STATES, Items, Run, Step, Unit, count_end, held_by, size_of
 from pipelines.engine.states import (
     ITEM_TABLE,
     RUN_TABLE,
@@ -194,6 +194,7 @@ class State:
         if run.parent is not None and run.parent[0] in self.runs and not self.runs[run.parent[0]].ended:
             self._note_nested(run.parent, run)  # it may go on under another definition than the one it began with
         run.recount()
+        run.held = sum(map(held_by, run.steps))
 
     def on_RunEvicted(self, e: ev.RunEvicted) -> None:
         run = self.run(e.run_id)
@@ -324,6 +325,7 @@ class State:
             raise InvalidTransition(
                 f"iteration {e.iteration} of step {e.step_id} ended, but {step.iteration} was running"
             )
+        run.held += size_of(e.output) - (size_of(step.loop_state) if step.iteration else 0)
         step.iteration += 1
         step.loop_state = e.output
         step.chosen, step.log, step.error = e.chosen, e.log, None
@@ -336,6 +338,7 @@ class State:
         items = self._item(run, index, step, e.item, "ItemSucceeded")
         self._check_fence(step, e.item, e.fence, f"a result of item {e.item} of step {e.step_id}")
         items.outputs[e.item] = e.output
+        run.held += size_of(e.output)
         items.note_end(e.item, e.duration_s)
         items.done += 1
         del items.units[e.item]
@@ -350,6 +353,7 @@ class State:
         if e.fence:
             self._check_fence(step, e.item, e.fence, f"a failure of item {e.item} of step {e.step_id}")
         items.errors[e.item] = e.error
+        run.held += size_of(e.error)
         items.note_end(e.item, e.duration_s)
         items.done += 1
         items.failed += 1
@@ -359,6 +363,7 @@ class State:
 
     def on_StepSucceeded(self, e: ev.StepSucceeded) -> None:
         run, index, step = self.find(e.run_id, e.step_id)
+        replaced = held_by(step) if e.error is not None else 0
         self._to(run, index, step, "StepSucceeded")
         if e.fence:
             self._check_fence(step, None, e.fence, f"a result of step {e.step_id}")
@@ -367,12 +372,14 @@ class State:
         if e.error is not None:
             step.output = e.output
             step.items = None
+            run.held += held_by(step) - replaced
         elif step.items is not None:
             step.output = step.items.outputs
         elif step.iteration:
             step.output, step.loop_state = step.loop_state, None
         else:
             step.output = e.output
+            run.held += size_of(e.output)
         step.chosen = e.chosen or step.chosen
         step.log = e.log or step.log
         _add_duration(step, e)
@@ -386,6 +393,7 @@ class State:
         self._run_started(run, e.at)
         step.error = e.error
         step.handled = e.handled
+        run.held += size_of(e.error)
         step.log = e.log or step.log
         _add_duration(step, e)
         if e.handled == "fail":

@@ -12,10 +12,11 @@ from cluster.errors import HeadraceError
 from pipelines.engine import events as ev
 from pipelines.engine.attempts import queue_unit
 from pipelines.engine.core import Core, Feed
-from pipelines.engine.ending import fail_step, finish_run, under_way_s
+from pipelines.engine.ending import fail_run, fail_step, finish_run, under_way_s
 from pipelines.engine.plan import PlanStep
 from pipelines.engine.render import context, error_dict
 from pipelines.engine.runs import Run, Step
+from pipelines.engine.sizes import too_large
 from pipelines.engine.state import RUN_OUTPUT
 from pipelines.engine.states import ItemState, StepState
 from pipelines.spec.values import ValueNeeded
@@ -56,6 +57,9 @@ def join(planned: PlanStep, step: Step) -> str | None:
 def consider(core: Core, run: Run, index: int) -> None:
     """Do what is due for a step (or, with `RUN_OUTPUT`, for the run)."""
     if run.ended:
+        return
+    if run.held > core.limits.max_run_bytes and (excess := too_large(core, run)) is not None:
+        fail_run(core, run, excess)
         return
     if index == RUN_OUTPUT:
         finish_run(core, run)

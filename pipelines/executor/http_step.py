@@ -48,8 +48,8 @@ def is_retryable_status(status: int) -> bool:
 class HttpStep:
     """Runs `http_request` attempts. Redirects are not followed: the allow-list names who is called.
 
-    The output is `{status, headers, body}`: `body` is the JSON value, or the text, of the answer; other content is
-    stored by `save(data, media_type, name)` and is a file reference.
+    The output is `{status, headers, body}`: `body` is the JSON value, or the text, of the answer; over `spill_bytes` it
+    is stored by `save(data, media_type, name)` and goes by reference. Other content is stored too, and is a file.
     """
 
     def __init__(
@@ -59,11 +59,13 @@ class HttpStep:
         save: Callable[[bytes, str, str], Any],
         max_response: int = 16 * 1024 * 1024,
         max_parallel: int = 64,
+        spill_bytes: int = 64 * 1024,
     ):
         self._policy = policy
         self._save = save
         self._max_response = max_response
         self._max_parallel = max_parallel
+        self._spill_bytes = spill_bytes
         self._session: aiohttp.ClientSession | None = None
 
     async def run(self, attempt: Attempt) -> Outcome:
@@ -150,15 +152,23 @@ class HttpStep:
             return None
         if media == "application/json" or media.endswith("+json"):
             try:
-                return orjson.loads(content)
+                return await self._spilled(orjson.loads(content), attempt)
             except ValueError as error:
                 raise UpstreamError(
                     f"step {attempt.step_id}: the answer says it is JSON but is not: {error}",
                     details={"body": content[:_SHOWN_BODY].decode("utf-8", "replace")},
                 ) from None
         if media.startswith(_TEXT):
-            return _text(content, response.charset)
+            return await self._spilled(_text(content, response.charset), attempt)
         return await asyncio.to_thread(self._save, content, media, f"{attempt.step_id}.bin")
+
+    async def _spilled(self, value: Any, attempt: Attempt) -> Any:
+        """The value, or what stands for it when it is too large to be kept in line."""
+        data = orjson.dumps(value)
+        if len(data) <= min(self._spill_bytes, attempt.inline_bytes or self._spill_bytes):
+            return value
+        stored = await asyncio.to_thread(self._save, data, "application/json", f"{attempt.step_id}.json")
+        return {**stored, "spilled": True}
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None or self._session.closed:

@@ -250,7 +250,8 @@ def build_executor(config: Config) -> RayExecutor:
     def save(data: bytes, media_type: str, name: str) -> dict[str, Any]:
         return blobs.put_blocking(data, media_type=media_type, name=name)
 
-    return RayExecutor(settings, client=ModelClient(), blobs=blobs, http=HttpStep(policy=policy, save=save))
+    http = HttpStep(policy=policy, save=save, spill_bytes=settings.limits.blob_threshold)
+    return RayExecutor(settings, client=ModelClient(), blobs=blobs, http=http)
 
 
 def _failed(error: HeadraceError, ran_s: float) -> Outcome:

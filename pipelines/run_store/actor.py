@@ -202,6 +202,7 @@ def build_store(config: Config, shard: int, bucket: Bucket, *, on_fatal: Any) ->
             max_foreach_items=config.limits.max_foreach_items,
             max_open_runs=1 << 62,
             max_nesting=config.limits.max_nesting,
+            max_run_bytes=config.limits.max_run_mb << 20,
             queues={name: queue.concurrency for name, queue in config.queues.items()},
             shared=config.state.shards > 1,
         ),

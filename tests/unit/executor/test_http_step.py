@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+import orjson
 import pytest
 from aiohttp import web
 
@@ -134,6 +135,16 @@ async def test_an_expected_status_is_a_result(step: HttpStep, base: str) -> None
     """`expected_status` lists what counts as success, and nothing else does."""
     assert (await step.run(attempt(url=f"{base}/status/404", expected_status=[404]))).output["status"] == 404
     assert (await step.run(attempt(url=f"{base}/status/200", expected_status=[404]))).status == "failed"
+
+
+async def test_a_large_answer_goes_by_reference(step: HttpStep, base: str) -> None:
+    """What a thousand items fetched must not all stand in the log; status and headers stay to be looked at."""
+    made = attempt(url=f"{base}/echo", method="POST", body="x" * 600)
+    whole = (await step.run(made)).output["body"]
+    small = (await step.run(replace(made, inline_bytes=512))).output
+    assert small["status"] == 200
+    assert small["body"]["spilled"] is True
+    assert small["body"]["size"] == len(orjson.dumps(whole))
 
 
 async def test_an_answer_over_the_cap_is_refused(step: HttpStep, base: str) -> None:
