@@ -18,7 +18,7 @@ from cluster.errors import InvalidInput, ModelError
 from cluster.signature import describe
 from serve_apps.protocol import InferRequest
 
-__all__ = ["DTYPES", "check_inputs", "items_of", "outputs_of"]
+__all__ = ["DTYPES", "check_inputs", "holds_text", "items_of", "outputs_of"]
 
 DTYPES: dict[str, npt.DTypeLike] = {
     "BOOL": np.bool_,
@@ -131,7 +131,24 @@ def _check_bytes(name: str, spec: TensorSpec, value: Any, shape: Sequence[int], 
         _check_bytes(name, spec, part, shape[1:], row)
 
 
+def holds_text(data: Any) -> bool:
+    """Whether text or bytes stand in nested lists that should be numbers. To be asked before NumPy makes an array of
+    them: it gives every element as much room as the longest text takes, which one long one among many short ones
+    makes more than there is."""
+    level: Any = [data]
+    while level:
+        kinds = set(map(type, level))
+        if not kinds.isdisjoint((str, bytes)):
+            return True
+        if kinds.isdisjoint((list, tuple)):
+            return False
+        level = [inner for part in level if isinstance(part, list | tuple) for inner in part]
+    return False
+
+
 def _numeric(name: str, spec: TensorSpec, column: Any, rows: int) -> Any:
+    if holds_text(column):
+        raise _wrong(name, spec, "text")
     if spec.optional and not isinstance(column, np.ndarray) and any(v is None for v in column):
         return [None if v is None else _numeric(name, spec, [v], 1)[0] for v in column]
     ragged = -1 in spec.shape and not isinstance(column, np.ndarray)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from typing import Any
 
@@ -10,7 +11,8 @@ import orjson
 from cluster.config.models import Signature, TensorSpec
 from cluster.errors import HeadraceError, InvalidInput, NotFound, TooLarge
 from serve_apps.http.exchange import Exchange, Reply, decision_headers, error_reply
-from serve_apps.http.oip_codec import decode, encode
+from serve_apps.http.oip_decode import decode
+from serve_apps.http.oip_encode import encode
 from serve_apps.router.decide import Call, CompiledModel, unknown_model
 from serve_apps.router.service import Router
 
@@ -26,7 +28,7 @@ async def infer(router: Router, exchange: Exchange, model: str, version: str | N
         if encoding is not None:
             body = inflate(body, encoding, router.table.max_body_bytes)
         length = headers.get("inference-header-content-length")
-        if length is not None and not length.isdigit():
+        if length is not None and not re.fullmatch(r"[0-9]{1,18}", length):
             raise InvalidInput("Inference-Header-Content-Length must be a whole number")
         request = decode(
             body,
@@ -55,7 +57,9 @@ async def infer(router: Router, exchange: Exchange, model: str, version: str | N
     chosen = answer.chosen
     failure = answer.result.error
     if failure is None:
-        entry = router.compiled.models[chosen.model].by_version.get(chosen.version)
+        # The table may have changed meanwhile: a model that was retired after it answered has answered all the same.
+        answering = router.compiled.models.get(chosen.model)
+        entry = answering.by_version.get(chosen.version) if answering is not None else None
         try:
             payload, json_length = encode(
                 model=chosen.model,
@@ -91,11 +95,14 @@ def inflate(body: bytes, encoding: str, limit: int) -> bytes:
         raise InvalidInput(f"Content-Encoding '{encoding[:40]}' is not supported; gzip and deflate are")
     machine = zlib.decompressobj(zlib.MAX_WBITS | 32)
     try:
-        plain = machine.decompress(body, limit)
+        plain = machine.decompress(body, limit + 1)
     except zlib.error as error:
         raise InvalidInput(f"the body is not {encoding}: {error}") from error
-    if machine.unconsumed_tail:
+    if len(plain) > limit:
         raise TooLarge(f"the body unpacks to more than {limit} bytes")
+    if not machine.eof or machine.unused_data:
+        wrong = f"{len(machine.unused_data)} bytes follow" if machine.eof else "it ends in the middle"
+        raise InvalidInput(f"the body is not one whole piece of {encoding} data: {wrong}")
     return plain
 
 

@@ -4,6 +4,7 @@ timeouts."""
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 
 from cluster.errors import InvalidInput
@@ -52,7 +53,7 @@ def parse_seconds(text: str) -> float | None:
 def parse_timeout_microseconds(value: object) -> float | None:
     """The Open Inference Protocol's `timeout` parameter (microseconds, as Triton defines it), in seconds. 0: no
     limit."""
-    if isinstance(value, str) and value.isdigit():
+    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,18}", value):
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
         raise InvalidInput(f"parameters.timeout must be a number of microseconds, not {value!r:.40}")

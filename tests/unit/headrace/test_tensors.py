@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from cluster.config.models import Signature, TensorSpec
 from cluster.errors import InvalidInput
 from headrace.tensors import decode_answer, encode_request
-from serve_apps.http.oip_codec import Decoded, decode, encode
+from serve_apps.http.oip_decode import Decoded, decode
+from serve_apps.http.oip_encode import encode
 
 
 def sent(items: list[dict[str, Any]], signature: Signature | None = None) -> Decoded:

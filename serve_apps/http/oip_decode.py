@@ -1,4 +1,4 @@
-"""The Open Inference Protocol's tensors to and from columns, in JSON and in the binary tensor data extension.
+"""Open Inference Protocol requests to columns, from JSON and from the binary tensor data extension. Pure.
 
 Sources: https://github.com/kserve/open-inference-protocol (specification/protocol) and Triton's
 `docs/protocol/extension_binary_data.md`, `extension_schedule_policy.md`.
@@ -10,7 +10,7 @@ import base64
 import binascii
 import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,11 +20,10 @@ import orjson
 from cluster.config.models import Signature
 from cluster.errors import InvalidInput
 from serve_apps.router.deadline import parse_timeout_microseconds
-from serve_apps.signature import DTYPES
+from serve_apps.signature import DTYPES, holds_text
 
-__all__ = ["Decoded", "decode", "encode"]
+__all__ = ["Decoded", "decode"]
 
-_OIP_NAMES = {np.dtype(kind): name for name, kind in DTYPES.items()}
 _PROTOCOL_PARAMETERS = frozenset({"priority", "timeout", "binary_data_output"})
 _REFUSED_PARAMETERS = {
     "sequence_id": "sequences",
@@ -32,6 +31,10 @@ _REFUSED_PARAMETERS = {
     "sequence_end": "sequences",
     "shared_memory_region": "shared memory",
 }
+MAX_DIMS = 32
+"""More than any model has; NumPy's own limit is 64 (32 before its release 2)."""
+MAX_ELEMENTS = 1 << 40
+"""More than any body holds: a shape may name what is not there, and only costs time to be worked out."""
 
 
 @dataclass(slots=True)
@@ -86,27 +89,31 @@ def decode(body: bytes, *, header_length: int | None = None, signature: Signatur
             raise InvalidInput(f"input '{name}': 'shape' must be a list of whole numbers")
         if not shape:
             raise InvalidInput(f"input '{name}': 'shape' is empty; its first dimension is the number of items")
+        if len(shape) > MAX_DIMS:
+            raise InvalidInput(f"input '{name}': 'shape' has {len(shape)} dimensions, at most {MAX_DIMS} are taken")
+        if math.prod(size or 1 for size in shape) > MAX_ELEMENTS:
+            raise InvalidInput(f"input '{name}': 'shape' {shape} is more than a body can hold")
         if rows not in (-1, shape[0]):
             raise InvalidInput(f"input '{name}' has {shape[0]} items, the inputs before it have {rows}")
         rows = shape[0]
-        parameters = tensor.get("parameters") or {}
-        if not isinstance(parameters, dict):
-            raise InvalidInput(f"input '{name}': 'parameters' must be an object")
-        _refuse(parameters)
+        datatype = tensor.get("datatype")
+        if not isinstance(datatype, str):
+            raise InvalidInput(f"input '{name}': 'datatype' must be a string such as FP32, not {datatype!r:.40}")
+        parameters = _parameters(tensor, f"input '{name}': 'parameters'")
         size = parameters.get("binary_data_size")
         if size is None:
             if "data" not in tensor:
                 raise InvalidInput(f"input '{name}' has neither 'data' nor 'binary_data_size'")
-            column = _from_json(name, tensor.get("datatype"), shape, tensor["data"], parameters)
+            column = _from_json(name, datatype, shape, tensor["data"], parameters)
         else:
             if type(size) is not int or size < 0 or offset + size > len(blob):
                 raise InvalidInput(
                     f"input '{name}': binary_data_size {size} does not fit the {len(blob)} bytes after the JSON header"
                 )
-            column = _from_binary(name, tensor.get("datatype"), shape, blob[offset : offset + size])
+            column = _from_binary(name, datatype, shape, blob[offset : offset + size])
             offset += size
         spec = signature.inputs.get(name) if signature is not None else None
-        if spec is not None and spec.datatype == "JSON" and tensor.get("datatype") == "BYTES":
+        if spec is not None and spec.datatype == "JSON" and datatype == "BYTES":
             column = [_json_text(name, value) for value in column]
         inputs[name] = column
     if offset != len(blob):
@@ -117,23 +124,22 @@ def decode(body: bytes, *, header_length: int | None = None, signature: Signatur
 
 
 def _finish(request: dict[str, Any], inputs: dict[str, Any], rows: int) -> Decoded:
-    parameters = request.get("parameters") or {}
-    if not isinstance(parameters, dict):
-        raise InvalidInput("'parameters' must be an object")
-    _refuse(parameters)
+    parameters = _parameters(request, "'parameters'")
     identifier = request.get("id", "")
     if not isinstance(identifier, str):
         raise InvalidInput("'id' must be a string")
     binary = parameters.get("binary_data_output", False) is True
     wanted: dict[str, bool] | None = None
-    if request.get("outputs"):
+    asked = request.get("outputs")
+    if asked:
+        if not isinstance(asked, list):
+            raise InvalidInput("'outputs' must be a list of {name}")
         wanted = {}
-        for index, output in enumerate(request["outputs"]):
+        for index, output in enumerate(asked):
             name = output.get("name") if isinstance(output, dict) else None
             if not isinstance(name, str):
                 raise InvalidInput(f"outputs[{index}].name must be a string")
-            its = output.get("parameters") or {}
-            _refuse(its)
+            its = _parameters(output, f"output '{name}': 'parameters'")
             if its.get("classification"):
                 raise InvalidInput(f"output '{name}': the classification extension is not supported")
             wanted[name] = bool(its.get("binary_data", binary))
@@ -155,14 +161,19 @@ def _finish(request: dict[str, Any], inputs: dict[str, Any], rows: int) -> Decod
     )
 
 
-def _refuse(parameters: Mapping[str, Any]) -> None:
+def _parameters(holder: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """The parameters of a request, an input or an output. Raises InvalidInput for those that are not supported."""
+    parameters = holder.get("parameters") or {}
+    if not isinstance(parameters, dict):
+        raise InvalidInput(f"{what} must be an object")
     for key, what in _REFUSED_PARAMETERS.items():
         # Clients of the reference implementation send sequence_id 0 for "none".
         if key in parameters and parameters[key] not in (0, "", False, None):
             raise InvalidInput(f"parameter '{key}': {what} are not supported by this server")
+    return parameters
 
 
-def _from_json(name: str, datatype: Any, shape: list[int], data: Any, parameters: Mapping[str, Any]) -> Any:
+def _from_json(name: str, datatype: str, shape: list[int], data: Any, parameters: Mapping[str, Any]) -> Any:
     if not isinstance(data, list):
         raise InvalidInput(f"input '{name}': 'data' must be a list")
     count = math.prod(shape)
@@ -173,7 +184,9 @@ def _from_json(name: str, datatype: Any, shape: list[int], data: Any, parameters
         known = ", ".join([*DTYPES, "BYTES"])
         raise InvalidInput(f"input '{name}': unknown datatype {datatype!r:.40}; known are {known}")
     if datatype == "BYTES":
-        while data and any(isinstance(value, list) for value in data):
+        for _ in range(MAX_DIMS):
+            if not any(isinstance(value, list) for value in data):
+                break
             data = [inner for value in data for inner in (value if isinstance(value, list) else [value])]
         if not all(isinstance(value, str) for value in data):
             raise InvalidInput(f"input '{name}' is BYTES: its elements must be strings")
@@ -185,6 +198,8 @@ def _from_json(name: str, datatype: Any, shape: list[int], data: Any, parameters
 
 
 def _numbers(name: str, datatype: str, kind: Any, shape: list[int], data: list[Any]) -> np.ndarray[Any, Any]:
+    if holds_text(data):
+        raise InvalidInput(f"input '{name}' is {datatype}, but 'data' holds text")
     try:
         array = np.array(data)
     except ValueError as error:
@@ -199,10 +214,15 @@ def _numbers(name: str, datatype: str, kind: Any, shape: list[int], data: list[A
         limits = np.iinfo(kind)
         if int(array.min()) < limits.min or int(array.max()) > limits.max:
             raise InvalidInput(f"input '{name}': {datatype} holds {limits.min} to {limits.max}")
-    return array.astype(kind, copy=False).reshape(shape)
+    with np.errstate(over="ignore"):
+        array = array.astype(kind, copy=False)
+    # JSON has no infinity: what is one now did not fit.
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise InvalidInput(f"input '{name}' is {datatype}, but 'data' holds numbers beyond its range")
+    return array.reshape(shape)
 
 
-def _from_binary(name: str, datatype: Any, shape: list[int], raw: memoryview) -> Any:
+def _from_binary(name: str, datatype: str, shape: list[int], raw: memoryview) -> Any:
     count = math.prod(shape)
     kind = DTYPES.get(datatype)
     if kind is not None:
@@ -211,6 +231,9 @@ def _from_binary(name: str, datatype: Any, shape: list[int], raw: memoryview) ->
             raise InvalidInput(
                 f"input '{name}': {datatype} {shape} means {count * dtype.itemsize} bytes, there are {len(raw)}"
             )
+        if datatype == "BOOL":
+            # Any byte can come; NumPy takes 2 for a truth value that is neither of its two.
+            return (np.frombuffer(raw, dtype=np.uint8) != 0).reshape(shape)
         return np.frombuffer(raw, dtype=dtype).astype(kind, copy=False).reshape(shape)
     if datatype != "BYTES":
         raise InvalidInput(f"input '{name}': datatype {datatype!r:.40} has no binary form here")
@@ -249,107 +272,3 @@ def _json_text(name: str, value: Any) -> Any:
         return orjson.loads(value)
     except (orjson.JSONDecodeError, TypeError) as error:
         raise InvalidInput(f"input '{name}' must be JSON in a string: {error}") from error
-
-
-def encode(
-    *,
-    model: str,
-    version: str,
-    request: Decoded,
-    outputs: Mapping[str, Any],
-    signature: Signature | None,
-) -> tuple[bytes, int | None]:
-    """The response body, and the length of its JSON part when binary tensors follow (else None).
-
-    Raises InvalidInput for a wanted output that the model does not have.
-    """
-    wanted = request.outputs
-    if wanted is not None:
-        for name in wanted:
-            if name not in outputs:
-                raise InvalidInput(f"model '{model}' has no output '{name}'; it has {', '.join(outputs) or 'none'}")
-    tensors: list[dict[str, Any]] = []
-    tail: list[bytes] = []
-    for name, column in outputs.items():
-        if wanted is not None and name not in wanted:
-            continue
-        binary = wanted[name] if wanted is not None else request.binary
-        spec = signature.outputs.get(name) if signature is not None else None
-        tensor, raw = _encode_one(name, column, spec.datatype if spec is not None else None, binary)
-        tensors.append(tensor)
-        if raw is not None:
-            tail.append(raw)
-    head: dict[str, Any] = {"model_name": model, "model_version": version, "outputs": tensors}
-    if request.id:
-        head["id"] = request.id
-    body = orjson.dumps(head, option=orjson.OPT_SERIALIZE_NUMPY)
-    if not tail:
-        return body, None
-    return b"".join([body, *tail]), len(body)
-
-
-def _encode_one(name: str, column: Any, datatype: str | None, binary: bool) -> tuple[dict[str, Any], bytes | None]:
-    kind = DTYPES.get(datatype) if datatype is not None else None
-    if kind is not None or (datatype is None and _numeric(column)):
-        array = np.asarray(column, dtype=kind)
-        if datatype is None:
-            datatype = _OIP_NAMES.get(array.dtype, "FP64")
-            array = array.astype(DTYPES[datatype], copy=False)
-        tensor: dict[str, Any] = {"name": name, "datatype": datatype, "shape": list(array.shape)}
-        if binary:
-            raw = np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
-            return {**tensor, "parameters": {"binary_data_size": len(raw)}}, raw
-        flat = np.ascontiguousarray(array).reshape(-1)
-        tensor["data"] = flat.astype(np.float32) if datatype == "FP16" else flat
-        if array.dtype.kind == "f" and not np.isfinite(flat).all():
-            # JSON knows no NaN and no infinity; null says that there is no number.
-            tensor["data"] = [float(value) if math.isfinite(value) else None for value in flat]
-        return tensor, None
-    values = column.tolist() if isinstance(column, np.ndarray) else list(column)
-    parameters: dict[str, Any] = {}
-    if datatype == "JSON" or not all(isinstance(value, str | bytes) for value in values):
-        shape = [len(values)]
-        nested = datatype == "BYTES" and bool(values) and all(isinstance(value, list | tuple) for value in values)
-        if nested and len({len(value) for value in values}) == 1 and all(_textual(value) for value in values):
-            shape = [len(values), len(values[0])]
-            values = [inner for value in values for inner in value]
-        else:
-            # The protocol has no JSON type: it travels as text, and says so.
-            values = [orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY, default=str).decode() for value in values]
-            parameters["content_type"] = "json"
-    else:
-        shape = [len(values)]
-    tensor = {"name": name, "datatype": "BYTES", "shape": shape}
-    if binary:
-        pieces = [value.encode() if isinstance(value, str) else bytes(value) for value in values]
-        raw = b"".join(struct.pack("<I", len(piece)) + piece for piece in pieces)
-        return {**tensor, "parameters": {**parameters, "binary_data_size": len(raw)}}, raw
-    texts = _texts(values)
-    if texts is None:
-        parameters["content_type"] = "base64"
-        texts = [base64.b64encode(v if isinstance(v, bytes) else v.encode()).decode() for v in values]
-    tensor["data"] = texts
-    if parameters:
-        tensor["parameters"] = parameters
-    return tensor, None
-
-
-def _textual(values: Sequence[Any]) -> bool:
-    return all(isinstance(value, str | bytes) for value in values)
-
-
-def _texts(values: Sequence[str | bytes]) -> list[str] | None:
-    """All values as text, or None when one is not UTF-8."""
-    try:
-        return [value.decode() if isinstance(value, bytes) else value for value in values]
-    except UnicodeDecodeError:
-        return None
-
-
-def _numeric(column: Any) -> bool:
-    if isinstance(column, np.ndarray):
-        return column.dtype.kind in "biuf"
-    first = column[0] if isinstance(column, list | tuple) and column else None
-    while isinstance(first, list | tuple) and first:
-        first = first[0]
-    return isinstance(first, bool | int | float | np.number | np.ndarray)
