@@ -8,21 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import faulthandler
 import importlib
 import importlib.util
 import inspect
 import shutil
-import signal
 import sys
 import tempfile
-import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType, ModuleType, TracebackType
+from types import ModuleType, TracebackType
 from typing import Any
 
 from cluster.errors import HeadraceError, StorageError
@@ -33,6 +30,7 @@ from pipelines.executor.errors import ScriptNotFound, StepError, StepExited, Ste
 from pipelines.executor.live_log import LiveLog
 from pipelines.executor.log_keys import log_key
 from pipelines.executor.port import Attempt, Outcome
+from pipelines.executor.time_limit import TimedOut, TimeLimit
 from pipelines.executor.values import Blobs, File, pack_output, resolve
 
 __all__ = ["RunnerLimits", "ScriptRunner"]
@@ -51,10 +49,6 @@ class RunnerLimits:
     max_log: int = 1024 * 1024
     kill_grace_s: float = 5.0
     live_log_s: float = 2.0
-
-
-class _TimedOut(BaseException):
-    """Raised in the script by the timer. Not an `Exception`, so that `except Exception` does not swallow it."""
 
 
 @dataclass
@@ -83,19 +77,20 @@ class ScriptRunner:
         error: HeadraceError | None = None
         status = "success"
         try:
-            with _time_limit(attempt.timeout_s, self.limits.kill_grace_s):
-                with capture, live:
+            with TimeLimit(attempt.timeout_s, self.limits.kill_grace_s) as limit:
+                with capture, live, limit.may_strike():
                     result = self._call(attempt, callable_path, scratch)
-                output = pack_output(
-                    result,
-                    threshold=min(self.limits.blob_threshold, attempt.inline_bytes or self.limits.blob_threshold),
-                    limit=self.limits.max_output,
-                    put=lambda data, media, name: self.blobs.put_blocking(data, media_type=media, name=name),
-                    name=attempt.step_id,
-                )
+                with limit.may_strike():
+                    output = pack_output(
+                        result,
+                        threshold=min(self.limits.blob_threshold, attempt.inline_bytes or self.limits.blob_threshold),
+                        limit=self.limits.max_output,
+                        put=lambda data, media, name: self.blobs.put_blocking(data, media_type=media, name=name),
+                        name=attempt.step_id,
+                    )
         except HeadraceError as raised:
             error, status = raised, "failed"
-        except _TimedOut:
+        except TimedOut:
             status = "timeout"
             error = StepTimeout(
                 f"step {attempt.step_id} ran longer than its timeout of {attempt.timeout_s:g} s",
@@ -134,7 +129,7 @@ class ScriptRunner:
             if inspect.isawaitable(result):
                 result = asyncio.run(_await(result))
             return result
-        except (HeadraceError, _TimedOut, KeyboardInterrupt):
+        except (HeadraceError, TimedOut, KeyboardInterrupt):
             raise
         except SystemExit as raised:
             raise StepExited(
@@ -296,34 +291,3 @@ def _step_error(attempt: Attempt, error: BaseException, folder: Path | None) -> 
         f"{kind}: {message}" if message else kind,
         details={"type": kind, "script": script, "line": line, "traceback": text},
     )
-
-
-@contextlib.contextmanager
-def _time_limit(timeout_s: float | None, grace_s: float) -> Iterator[None]:
-    """Raises `_TimedOut` in the block after `timeout_s`; kills the process `grace_s` later if it still runs.
-
-    The first is a signal, which reaches Python code and most system calls; the second is a C thread of faulthandler,
-    which needs no interpreter lock, so it also ends code that holds it.
-    """
-    if timeout_s is None:
-        yield
-        return
-    in_main = threading.current_thread() is threading.main_thread()
-    faulthandler.dump_traceback_later(timeout_s + grace_s, exit=True, file=sys.__stderr__ or sys.stderr)
-    try:
-        if not in_main:
-            yield
-            return
-        previous: Any = signal.signal(signal.SIGALRM, _raise_timed_out)
-        try:
-            signal.setitimer(signal.ITIMER_REAL, timeout_s)
-            yield
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, previous)
-    finally:
-        faulthandler.cancel_dump_traceback_later()
-
-
-def _raise_timed_out(number: int, frame: FrameType | None) -> None:
-    raise _TimedOut
