@@ -1,4 +1,7 @@
-"""Names, labels and help of every metric: code, dashboards and alert rules take them from here. Knows no exporter."""
+"""Names, labels and help of every metric: code, dashboards and alert rules take them from here. Knows no exporter.
+
+A gauge has to be set again and again: Ray forgets one that was not set for two of its export intervals (20 s).
+"""
 
 from __future__ import annotations
 
@@ -122,7 +125,10 @@ HOST_BREAKER_STATE = Metric(
     labels=("host",),
 )
 RELEASE_STEP = Metric(
-    name="headrace_release_step", kind=Kind.GAUGE, help="Percent of traffic of a running release", labels=("model",)
+    name="headrace_release_step",
+    kind=Kind.GAUGE,
+    help="Percent of traffic that the candidate of a release in progress gets; 0 for a while after its end",
+    labels=_VERSION,
 )
 RELEASE_DECISIONS = Metric(
     name="headrace_release_decisions_total",
@@ -152,6 +158,13 @@ STEPS_WAITING = Metric(
     kind=Kind.GAUGE,
     help="Steps that are ready but wait, by reason (queue, lock, parked)",
     labels=("reason",),
+)
+SUBMIT_SECONDS = Metric(
+    name="headrace_submit_seconds",
+    kind=Kind.HISTOGRAM,
+    help="Time from a submit's arrival at the run store until the run is durable",
+    labels=("log",),
+    buckets=_LATENCY,
 )
 LOG_APPEND_SECONDS = Metric(
     name="headrace_log_append_seconds",

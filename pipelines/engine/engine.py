@@ -411,12 +411,14 @@ class Engine:
         return self._core.scheduler.slots()
 
     def gauges(self) -> dict[str, Any]:
-        """Counts for metrics: open runs, attempts in flight, waiting attempts per queue, parked ones per breaker."""
+        """Counts for metrics: open runs, attempts in flight, attempts that wait per queue, for
+        locks, and parked per breaker."""
         core = self._core
         return {
             "runs": len(core.state.runs),
             "running": len(core.scheduler.running),
             "waiting": core.scheduler.waiting(),
+            "locked": core.scheduler.waiting_for_locks(),
             "parked": {key: len(parked) for key, parked in core.parked.items() if parked},
         }
 

@@ -204,6 +204,10 @@ class Scheduler:
             counts[ready.queue] = counts.get(ready.queue, 0) + 1
         return counts
 
+    def waiting_for_locks(self) -> int:
+        """Entries that wait for a lock, for metrics; may count units that are stale by now."""
+        return sum(len(lock.waiters) for lock in self.locks.values())
+
     def slots(self) -> list[dict[str, Any]]:
         """Who holds and who waits for each lock and named queue, as this shard knows it, for people: `{name, limit,
         held: [{run_id, step, item, fence}], waiting: [{run_id, step, item, rank}]}`, next one first. It walks over

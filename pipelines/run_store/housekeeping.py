@@ -148,7 +148,11 @@ class Reporter:
                 entry.workflow for entry in kernel.memory.entries.values() if entry.id not in kernel.finished
             )
             gauges = kernel.engine.gauges()
-            waiting = {"queue": sum(gauges["waiting"].values()), "parked": sum(gauges["parked"].values())}
+            waiting = {
+                "queue": sum(gauges["waiting"].values()),
+                "lock": gauges["locked"],
+                "parked": sum(gauges["parked"].values()),
+            }
             kernel.metrics.gauges(dict(active), waiting)
 
 

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from cluster import metrics as names
+from cluster.ray_metrics import make as ray_metric
 from pipelines.executor.port import Attempt, Outcome
 
 __all__ = ["RayMetrics"]
 
 
 class RayMetrics:
-    """Exports by `ray.util.metrics`. Counts are gathered in memory and handed over by `gauges`, about once a second,
-    since one call of Ray's costs tens of microseconds."""
+    """Exports by `ray.util.metrics`. Counts are gathered in memory and handed over by `gauges`, every few seconds,
+    since one call of Ray's costs tens of microseconds; and a gauge that is not set anew is soon forgotten."""
 
-    def __init__(self, shard: int) -> None:
+    def __init__(self, shard: int, make: Callable[[names.Metric], Any] = ray_metric) -> None:
+        self._make = make
         self._log = f"runs/{shard}"
         self._runs: dict[tuple[str, str], int] = {}
         self._steps: dict[tuple[str, str, str], list[float]] = {}
         self._appends: list[float] = []
+        self._submits: list[float] = []
+        self._recovered_s: float | None = None
         self._webhooks: dict[str, int] = {}
         self._shown: set[str] = set()
         self._made: dict[str, Any] = {}
@@ -32,6 +37,10 @@ class RayMetrics:
         if len(kept) < 1000:
             kept.append(outcome.duration_s)
 
+    def submitted(self, seconds: float) -> None:
+        if len(self._submits) < 1000:
+            self._submits.append(seconds)
+
     def appended(self, seconds: float) -> None:
         if len(self._appends) < 1000:
             self._appends.append(seconds)
@@ -40,7 +49,7 @@ class RayMetrics:
         self._webhooks[outcome] = self._webhooks.get(outcome, 0) + 1
 
     def recovered(self, seconds: float) -> None:
-        self._metric(names.RECOVERY_SECONDS).set(seconds, tags={"log": self._log})
+        self._recovered_s = seconds
 
     def gauges(self, active: dict[str, int], waiting: dict[str, int]) -> None:
         for (workflow, state), count in self._runs.items():
@@ -49,33 +58,25 @@ class RayMetrics:
             tags = {"workflow": workflow, "step": step, "outcome": outcome}
             for seconds in durations:
                 self._metric(names.STEP_SECONDS).observe(max(seconds, 0.0), tags=tags)
-        for seconds in self._appends:
-            self._metric(names.LOG_APPEND_SECONDS).observe(max(seconds, 0.0), tags={"log": self._log})
+        log = {"log": self._log}
+        for spec, durations in ((names.LOG_APPEND_SECONDS, self._appends), (names.SUBMIT_SECONDS, self._submits)):
+            for seconds in durations:
+                self._metric(spec).observe(max(seconds, 0.0), tags=log)
+            durations.clear()
+        if self._recovered_s is not None:
+            self._metric(names.RECOVERY_SECONDS).set(self._recovered_s, tags=log)
         for outcome, count in self._webhooks.items():
             self._metric(names.WEBHOOKS).inc(count, tags={"outcome": outcome})
         for counted in (self._runs, self._steps, self._webhooks):
             counted.clear()
-        self._appends.clear()
-        for workflow in self._shown - active.keys():
-            self._metric(names.RUNS_ACTIVE).set(0, tags={"workflow": workflow})
-        for workflow, count in active.items():
-            self._metric(names.RUNS_ACTIVE).set(count, tags={"workflow": workflow})
-        self._shown = set(active)
+        self._shown |= active.keys()
+        for workflow in self._shown:
+            self._metric(names.RUNS_ACTIVE).set(active.get(workflow, 0), tags={"workflow": workflow})
         for reason, count in waiting.items():
             self._metric(names.STEPS_WAITING).set(count, tags={"reason": reason})
 
     def _metric(self, spec: names.Metric) -> Any:
         made = self._made.get(spec.name)
         if made is None:
-            from ray.util import metrics as ray_metrics
-
-            if spec.kind is names.Kind.COUNTER:
-                made = ray_metrics.Counter(spec.name, description=spec.help, tag_keys=spec.labels)
-            elif spec.kind is names.Kind.GAUGE:
-                made = ray_metrics.Gauge(spec.name, description=spec.help, tag_keys=spec.labels)
-            else:
-                made = ray_metrics.Histogram(
-                    spec.name, description=spec.help, boundaries=list(spec.buckets), tag_keys=spec.labels
-                )
-            self._made[spec.name] = made
+            made = self._made[spec.name] = self._make(spec)
         return made

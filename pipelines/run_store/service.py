@@ -143,6 +143,7 @@ class RunStore(RunReader):
             Overloaded: too many runs wait. StorageUnavailable: the bucket does not answer.
         """
         kernel = self.kernel
+        began = kernel.clock.monotonic()
         kernel.check_open()
         run_id = self._own_id(request.get("run_id"))
         known = await self._known_run(run_id)
@@ -198,6 +199,7 @@ class RunStore(RunReader):
             future.add_done_callback(lambda _: keys.settle(settled))
         view = kernel.engine.summary(run_id)
         await kernel.wait(future, timeout_s=self.settings.durable_timeout_s)
+        kernel.metrics.submitted(kernel.clock.monotonic() - began)
         unsigned = {"warnings": [UNSIGNED]} if url and not self._signs else {}
         return {**view, "created": True, **unsigned}
 

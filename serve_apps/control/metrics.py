@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from cluster import metrics as names
+from cluster.ray_metrics import make as ray_metric
 from serve_apps.control.breaker import BreakerState
 from serve_apps.control.state import ControlState
 from serve_apps.control.tables import HOST, model_target
@@ -24,7 +26,8 @@ def gauges(state: ControlState) -> list[tuple[str, float, dict[str, str]]]:
             breaker = state.breakers.get(model_target(name, version))
             rows.append((names.BREAKER_STATE.name, _BREAKER[breaker.state] if breaker else 0.0, labels))
         release = state.release_of(name)
-        rows.append((names.RELEASE_STEP.name, release.percent if release else 0.0, {"model": name}))
+        if release is not None:
+            rows.append((names.RELEASE_STEP.name, release.percent, {"model": name, "version": release.candidate}))
     for target, breaker in state.breakers.items():
         if target.startswith(HOST):
             host = {"host": target.removeprefix(HOST)}
@@ -45,15 +48,12 @@ def decisions(state: ControlState) -> dict[tuple[str, str], int]:
 class MetricsExporter:
     """Call `flush` every few seconds in a process of the cluster."""
 
-    def __init__(self) -> None:
-        from ray.util import metrics
-
+    def __init__(self, make: Callable[[names.Metric], Any] = ray_metric) -> None:
         self._gauges = {
-            metric.name: metrics.Gauge(metric.name, metric.help, metric.labels)
+            metric.name: make(metric)
             for metric in (names.TRAFFIC_WEIGHT, names.BREAKER_STATE, names.HOST_BREAKER_STATE, names.RELEASE_STEP)
         }
-        decided = names.RELEASE_DECISIONS
-        self._decisions: Any = metrics.Counter(decided.name, decided.help, decided.labels)
+        self._decisions = make(names.RELEASE_DECISIONS)
         self._counted: dict[tuple[str, str], int] | None = None
         self._shown: set[tuple[str, tuple[tuple[str, str], ...]]] = set()
 

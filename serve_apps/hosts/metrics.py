@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from cluster import metrics
+from cluster.ray_metrics import make
 
 __all__ = ["RayHostMetrics"]
 
@@ -11,22 +14,15 @@ class RayHostMetrics:
     """Implements `HostMetrics`. Recording is in process; Ray's agent exports it."""
 
     def __init__(self, model: str, version: str):
-        from ray.util.metrics import Gauge, Histogram
+        def made(metric: metrics.Metric) -> Any:
+            instrument = make(metric)
+            instrument.set_default_tags({"model": model, "version": version})
+            return instrument
 
-        def histogram(metric: metrics.Metric) -> Histogram:
-            made = Histogram(
-                metric.name, description=metric.help, boundaries=list(metric.buckets), tag_keys=metric.labels
-            )
-            made.set_default_tags({"model": model, "version": version})
-            return made
-
-        self._size = histogram(metrics.BATCH_SIZE)
-        self._compute = histogram(metrics.COMPUTE_SECONDS)
-        self._waited = histogram(metrics.QUEUE_SECONDS)
-        self._depth = Gauge(
-            metrics.QUEUE_DEPTH.name, description=metrics.QUEUE_DEPTH.help, tag_keys=metrics.QUEUE_DEPTH.labels
-        )
-        self._depth.set_default_tags({"model": model, "version": version})
+        self._size = made(metrics.BATCH_SIZE)
+        self._compute = made(metrics.COMPUTE_SECONDS)
+        self._waited = made(metrics.QUEUE_SECONDS)
+        self._depth = made(metrics.QUEUE_DEPTH)
 
     def batch(self, *, size: int, seconds: float) -> None:
         self._size.observe(size)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from cluster import metrics as names
-from cluster.metrics import Kind, Metric
+from cluster.metrics import Metric
+from cluster.ray_metrics import make as ray_metric
 from serve_apps.router.service import Router
 from serve_apps.router.stats import BUCKETS_S
 
@@ -19,23 +21,23 @@ _MIDDLES = tuple(
 
 
 class MetricsExporter:
-    """The metrics of one router process."""
+    """The metrics of one router process. `make` gives the instrument of a metric."""
 
-    def __init__(self) -> None:
-        self._requests = _make(names.REQUESTS)
-        self._seconds = _make(names.REQUEST_SECONDS)
-        self._retries = _make(names.RETRIES)
-        self._fallbacks = _make(names.FALLBACKS)
-        self._hedges = _make(names.HEDGES)
-        self._mirrored = _make(names.MIRRORED)
-        self._in_flight = _make(names.IN_FLIGHT)
-        self._merged = _make(names.MERGED_SIZE)
-        self._revision = _make(names.TABLE_REVISION)
-        self._busy: set[str] = set()
+    def __init__(self, make: Callable[[Metric], Any] = ray_metric) -> None:
+        self._requests = make(names.REQUESTS)
+        self._seconds = make(names.REQUEST_SECONDS)
+        self._retries = make(names.RETRIES)
+        self._fallbacks = make(names.FALLBACKS)
+        self._hedges = make(names.HEDGES)
+        self._mirrored = make(names.MIRRORED)
+        self._in_flight = make(names.IN_FLIGHT)
+        self._merged = make(names.MERGED_SIZE)
+        self._revision = make(names.TABLE_REVISION)
 
     async def flush(self, router: Router) -> None:
         """Export everything since the last flush, giving way to requests in between: Ray takes one sample at a time."""
-        in_flight: dict[str, int] = dict.fromkeys(self._busy, 0)
+        # Idle models too: Ray forgets a gauge that is not set anew.
+        in_flight = dict.fromkeys(router.table.models, 0)
         for row in router.stats.metric_rows():
             labels = {"model": row.model, "version": row.version}
             for (rule, outcome), count in row.outcomes.items():
@@ -45,7 +47,6 @@ class MetricsExporter:
             in_flight[row.model] = in_flight.get(row.model, 0) + row.in_flight
         for model, value in in_flight.items():
             self._in_flight.set(value, {"model": model})
-        self._busy = {model for model, value in in_flight.items() if value}
         for (model, reason), count in router.stats.take_retries().items():
             self._retries.inc(count, {"model": model, "reason": reason})
         for (model, fallback), count in router.stats.take_fallbacks().items():
@@ -64,15 +65,3 @@ async def _observe(histogram: Any, value: float, labels: dict[str, str], count: 
         histogram.observe(value, labels)
         if number % 50 == 49:
             await asyncio.sleep(0)
-
-
-def _make(metric: Metric) -> Any:
-    from ray.util import metrics
-
-    if metric.kind is Kind.COUNTER:
-        return metrics.Counter(metric.name, description=metric.help, tag_keys=metric.labels)
-    if metric.kind is Kind.GAUGE:
-        return metrics.Gauge(metric.name, description=metric.help, tag_keys=metric.labels)
-    return metrics.Histogram(
-        metric.name, description=metric.help, boundaries=list(metric.buckets), tag_keys=metric.labels
-    )

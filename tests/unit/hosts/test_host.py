@@ -20,6 +20,7 @@ from cluster.errors import (
     TooLarge,
     Unavailable,
 )
+from serve_apps.hosts.figures import NoMetrics
 from serve_apps.hosts.host import Host
 from serve_apps.hosts.testing import Echo, Letters
 from serve_apps.protocol import InferRequest, StreamChunk
@@ -436,3 +437,22 @@ async def test_a_class_must_fit_the_configured_signature() -> None:
     other = Signature.model_validate({"inputs": {"text": "BYTES"}, "outputs": {"w": "FP32[4]"}})
     with pytest.raises(InvalidConfig, match="'w' had shape"):
         await running(Open(), signature=other)
+
+
+class LastDepth(NoMetrics):
+    """Remembers the depth of the queue that was told last."""
+
+    depth: int | None = None
+
+    def queue(self, depth: int) -> None:
+        self.depth = depth
+
+
+async def test_a_health_check_tells_the_depth_of_the_queue() -> None:
+    """Nothing may come in for long, and a gauge that is not set anew is forgotten."""
+    told = LastDepth()
+    host = Host(
+        model="m", version="1.0.0", config=config(), load=Echo, clock=ManualClock(), task="generic", metrics=told
+    )
+    host.check_health()
+    assert told.depth == 0
