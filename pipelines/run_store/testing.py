@@ -102,7 +102,7 @@ async def wait_ended(store: RunStore, run_id: str) -> dict[str, Any]:
             after = page["events"][-1]["id"]
 
 
-async def until(check: Callable[[], object], *, timeout_s: float = 5.0) -> None:
+async def until(check: Callable[[], object], *, timeout_s: float = 60.0) -> None:
     """Wait until something holds. Raises `TimeoutError`."""
     async with asyncio.timeout(timeout_s):
         while True:

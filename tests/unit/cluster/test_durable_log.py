@@ -23,6 +23,7 @@ from cluster.log import DurableLog, LogOptions
 from cluster.log.codec import Segment, Snapshot, decode_segment, decode_snapshot, encode_segment, encode_snapshot
 from cluster.simulation import LoopClock, SeededIds, SimLoop, simulate
 from cluster.storage.testing import Faults, MemoryBucket
+from tests.virtual_time import in_virtual_time
 
 
 class Full(MemoryBucket):
@@ -42,6 +43,7 @@ async def opened(bucket: MemoryBucket, options: LogOptions | None = None) -> Dur
     return log
 
 
+@in_virtual_time
 async def test_a_full_disk_is_waited_out() -> None:
     """While the disk is full appends wait and say why; when there is space again nothing is lost or doubled."""
     bucket = Full()

@@ -10,6 +10,7 @@ import pytest
 from cluster.errors import Unavailable
 from pipelines.executor.inference import InferenceMerger
 from pipelines.executor.port import Attempt, Outcome
+from tests.virtual_time import in_virtual_time
 
 
 def attempt(value: int, model: str = "m", timeout_s: float | None = None, run_id: str = "run-0-a") -> Attempt:
@@ -98,6 +99,7 @@ async def test_cancelling_an_attempt_removes_only_its_item() -> None:
     assert model.calls == [[0, 4]]
 
 
+@in_virtual_time
 async def test_a_call_that_nobody_waits_for_is_given_up() -> None:
     """When all attempts of a call are cancelled or timed out, the call itself is cancelled and its place is free."""
     model = Model()

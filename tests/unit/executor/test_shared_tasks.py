@@ -54,7 +54,7 @@ class Tasks:
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    for _ in range(2000):
+    for _ in range(60_000):
         if holds():
             return
         await asyncio.sleep(0.001)

@@ -19,6 +19,7 @@ from cluster.errors import (
 )
 from serve_apps.testing import model_entry, table_of
 from tests.unit.router.routers import call, make, with_fallback
+from tests.virtual_time import in_virtual_time
 
 
 async def test_a_retry_stays_on_its_version() -> None:
@@ -128,12 +129,13 @@ async def test_a_deadline_that_has_passed_costs_nothing() -> None:
     assert not hosts["m-1.0.0"].calls
 
 
+@in_virtual_time
 async def test_a_slow_version_is_left_for_the_fallback() -> None:
     """The version's own timeout leaves time for another model; the caller's deadline does not."""
     table = table_of(
         model_entry("m", entries={"1.0.0": {"timeout_s": 0.02}}, config={"fallback": ["spare"]}), model_entry("spare")
     )
-    router, hosts = make(table, real_time=True)
+    router, hosts = make(table, virtual_time=True)
     hosts["m-1.0.0"].gate = asyncio.Event()
     assert (await router.infer(call())).chosen.model == "spare"
     assert hosts["m-1.0.0"].cancelled == 1
@@ -203,10 +205,11 @@ async def test_a_host_without_a_replica_is_waited_for_when_it_alone_can_answer()
         assert (answer.result.error, answer.chosen.model) == (None, "m")
 
 
+@in_virtual_time
 async def test_a_host_that_dies_under_a_call_is_left_for_the_fallback() -> None:
     """A call that hangs in a host which loses its last replica moves on; in one that drains, it gets its answer."""
     table = table_of(model_entry("m", config={"fallback": ["spare"]}), model_entry("spare"))
-    router, hosts = make(table, real_time=True)
+    router, hosts = make(table, virtual_time=True)
     host = hosts["m-1.0.0"]
     host.gate = asyncio.Event()
     asked = asyncio.ensure_future(router.infer(call()))
@@ -227,9 +230,10 @@ async def test_a_host_that_dies_under_a_call_is_left_for_the_fallback() -> None:
     assert (await asked).chosen.model == "m"
 
 
+@in_virtual_time
 async def test_callers_in_a_hurry_are_not_the_versions_fault() -> None:
     """A deadline shorter than the version usually needs counts against nobody; one that was long enough does."""
-    router, hosts = make(table_of(model_entry("m")), real_time=True)
+    router, hosts = make(table_of(model_entry("m")), virtual_time=True)
     host = hosts["m-1.0.0"]
     await router.infer(call())
     router.stats.flow("m", "1.0.0").latency_s = 0.05
@@ -240,10 +244,11 @@ async def test_callers_in_a_hurry_are_not_the_versions_fault() -> None:
     assert (row.requests, row.errors, row.trailing_failures) == (4, 1, 1)
 
 
+@in_virtual_time
 async def test_hedging_sends_a_second_copy() -> None:
     """With hedging on, a hop that hangs is doubled, and the first success wins; without it nothing is doubled."""
     table = table_of(model_entry("m", config={"hedge_after_ms": 1}))
-    router, hosts = make(table, real_time=True)
+    router, hosts = make(table, virtual_time=True)
     host = hosts["m-1.0.0"]
     host.gate = asyncio.Event()
 
@@ -322,12 +327,13 @@ async def test_closing_a_stream_cancels_it() -> None:
     assert router.stats.flow("m", "1.0.0").in_flight == 0
 
 
+@in_virtual_time
 async def test_a_stream_that_never_starts_is_left_for_the_fallback() -> None:
     """The version's timeout counts until the first piece; then another model streams."""
     table = table_of(
         model_entry("m", entries={"1.0.0": {"timeout_s": 0.02}}, config={"fallback": ["spare"]}), model_entry("spare")
     )
-    router, hosts = make(table, real_time=True)
+    router, hosts = make(table, virtual_time=True)
     hosts["m-1.0.0"].gate = asyncio.Event()
     answer = await router.stream(call())
     assert answer.chosen.model == "spare"

@@ -21,6 +21,7 @@ from pipelines.executor.testing import FakeExecutor
 from pipelines.run_store.settings import StoreSettings
 from pipelines.run_store.testing import StoreFactory, until, wait_ended
 from tests.unit.run_store.stores import APPROVAL, TWO_STEPS, HeldBucket
+from tests.virtual_time import in_virtual_time, loop_clock
 
 
 async def test_a_run_goes_through_its_steps() -> None:
@@ -36,11 +37,13 @@ async def test_a_run_goes_through_its_steps() -> None:
         assert [attempt.step_id for attempt in executor.started] == ["a", "b"]
 
 
+@in_virtual_time
 async def test_a_submit_is_acknowledged_only_when_it_is_durable() -> None:
     """While the bucket has not answered, the caller has no answer, nothing is shown, and no step starts."""
     bucket = HeldBucket()
     executor = FakeExecutor()
-    async with StoreFactory(bucket=bucket, settings=StoreSettings(read_timeout_s=0.05)).running(executor) as store:
+    factory = StoreFactory(bucket=bucket, clock=loop_clock(), settings=StoreSettings(read_timeout_s=0.05))
+    async with factory.running(executor) as store:
         await store.register({"workflow": TWO_STEPS})
         bucket.gate.clear()
         submit = asyncio.create_task(store.submit({"workflow": "two"}))

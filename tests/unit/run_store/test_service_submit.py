@@ -23,6 +23,7 @@ from pipelines.run_store.outbound import OutboundPolicy
 from pipelines.run_store.settings import StoreSettings
 from pipelines.run_store.testing import StoreFactory, wait_ended
 from tests.unit.run_store.stores import TWO_STEPS, HeldBucket
+from tests.virtual_time import in_virtual_time, loop_clock
 
 
 async def test_the_same_key_gives_the_same_run() -> None:
@@ -116,13 +117,15 @@ async def test_a_bad_definition_is_refused_with_its_problems() -> None:
         assert await store.workflows() == []
 
 
+@in_virtual_time
 async def test_an_outage_is_told_and_survived() -> None:
     """While the bucket is away submits get 503, results are kept, and all goes on when it is back."""
     bucket = HeldBucket()
     settings = StoreSettings(durable_timeout_s=0.1, read_timeout_s=0.1)
     executor = FakeExecutor()
     executor.hold("a")
-    async with StoreFactory(bucket=bucket, settings=settings).running(executor) as store:
+    factory = StoreFactory(bucket=bucket, clock=loop_clock(), settings=settings)
+    async with factory.running(executor) as store:
         await store.register({"workflow": TWO_STEPS})
         run = await store.submit({"workflow": "two", "input": 1})
         bucket.away = True
@@ -134,11 +137,12 @@ async def test_an_outage_is_told_and_survived() -> None:
         assert (await wait_ended(store, run["id"]))["state"] == "SUCCESS"
 
 
+@in_virtual_time
 async def test_a_full_disk_is_told_and_survived() -> None:
     """With no space left small and large submits get 503, and when there is space all goes on, nothing lost."""
     bucket = HeldBucket()
     settings = StoreSettings(durable_timeout_s=0.1, spill_bytes=1000)
-    factory = StoreFactory(bucket=bucket, settings=settings)
+    factory = StoreFactory(bucket=bucket, clock=loop_clock(), settings=settings)
     executor = FakeExecutor()
     executor.hold("a")
     async with factory.running(executor) as store:
