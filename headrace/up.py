@@ -55,7 +55,12 @@ def bring_up(loaded: Loaded, env: Mapping[str, str], *, quiet: bool = False) -> 
 
     config = loaded.config
     # Mistakes are told before anything starts.
-    load_workflows(loaded.directory / config.workflows.dir, config=config, has_engine=engine_of(config))
+    load_workflows(
+        loaded.directory / config.workflows.dir,
+        config=config,
+        has_engine=engine_of(config),
+        project=loaded.directory.parent,
+    )
     request, warnings = deploy_request(loaded, env)
     state = local_dir(loaded)
     if config.cluster.address is None and not _runs(state):

@@ -66,7 +66,7 @@ def _check_paths(state: Shared, paths: list[Path]) -> tuple[list[Problem], list[
         loaded = state.load(unset="keep")
         beside = [file.parent for file in (loaded.directory / loaded.config.workflows.dir).glob(f"*/{WORKFLOW_FILE}")]
         names = workflow_names([*paths, *beside])
-        known = known_of(loaded.config, names, has_engine=engine_of(loaded.config))
+        known = known_of(loaded.config, names, has_engine=engine_of(loaded.config), project=loaded.directory.parent)
         known = replace(known, others=readable_specs(beside))
         hints: list[str] = []
     except HeadraceError as error:
@@ -98,24 +98,29 @@ def _check_environments(state: Shared, every: bool, no_secrets: bool) -> tuple[l
             problems += _problems(error)
             checked.append(name)
             # What is wrong in the workflows themselves can be told all the same.
-            problems += _workflow_problems(directory / WorkflowsConfig().dir, None)
+            problems += _workflow_problems(directory / WorkflowsConfig().dir, None, directory.parent)
             continue
         checked.append(f"{name} ({len(loaded.config.models)} models, {len(loaded.config.routes)} routes)")
         problems += _check_references(loaded)
         folder = loaded.directory / loaded.config.workflows.dir
-        problems += _workflow_problems(folder, loaded.config)
+        problems += _workflow_problems(folder, loaded.config, loaded.directory.parent)
         if name == chosen:
             checked.append(f"{len(list(folder.glob(f'*/{WORKFLOW_FILE}')))} workflows")
         hints += _rule_hints(loaded, state)
     return sorted(set(problems)), checked, hints
 
 
-def _workflow_problems(folder: Path, config: Config | None) -> list[Problem]:
+def _workflow_problems(folder: Path, config: Config | None, project: Path) -> list[Problem]:
     from headrace.deployment import engine_of
     from pipelines.spec.load import load_workflows
 
     try:
-        load_workflows(folder, config=config, has_engine=None if config is None else engine_of(config))
+        load_workflows(
+            folder,
+            config=config,
+            has_engine=None if config is None else engine_of(config),
+            project=project,
+        )
     except InvalidConfig as error:
         return _problems(error)
     return []

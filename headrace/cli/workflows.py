@@ -95,7 +95,9 @@ def all_folders(loaded: Loaded) -> list[Path]:
     from pipelines.spec.load import load_workflows
 
     folder = loaded.directory / loaded.config.workflows.dir
-    found = load_workflows(folder, config=loaded.config, has_engine=engine_of(loaded.config))
+    found = load_workflows(
+        folder, config=loaded.config, has_engine=engine_of(loaded.config), project=loaded.directory.parent
+    )
     uses = {name: [step.workflow for step in item.spec.steps if step.workflow in found] for name, item in found.items()}
     return [found[str(name)].folder for name in TopologicalSorter(uses).static_order()]
 

@@ -12,6 +12,7 @@ from cluster.config.models import Signature
 from cluster.config.problems import Problem, closest
 from cluster.config.source import Mark
 from pipelines.spec import graph
+from pipelines.spec.imports import Modules, import_problems
 from pipelines.spec.model_inputs import input_problems
 from pipelines.spec.models import StepSpec, WorkflowSpec
 from pipelines.spec.sense import nonsense
@@ -47,6 +48,8 @@ class Known:
     max_foreach_items: int = 10_000
     max_nesting: int = 8
     max_parallel_steps: int | None = None
+    modules: Modules = field(default_factory=Modules)
+    """What scripts can import besides the files of their folder."""
 
     def graph(self) -> graph.Known:
         """The part that the graph's own checks look at."""
@@ -152,6 +155,9 @@ def _check_script(checker: _Checker, index: int, step: StepSpec, scripts: Mappin
         reason = getattr(error, "msg", None) or str(error)
         checker.problems.append(Problem(str(folder / name), line, "", f"not valid Python: {reason}", None))
         return
+    local_image = (images or {}).get(step.image or "") is False and step.image not in checker.known.containers
+    if step.image is None or local_image:
+        _check_imports(checker, name, scripts, file)
     functions = {
         node.name: node for node in ast.walk(module) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     }
@@ -173,3 +179,11 @@ def _check_script(checker: _Checker, index: int, step: StepSpec, scripts: Mappin
         ]
         if required > 2 or keyword:
             checker.say(place, f"{name}: {step.function} must take (), (input) or (input, context)")
+
+
+def _check_imports(checker: _Checker, name: str, scripts: Mapping[str, str], file: str) -> None:
+    folder = PurePosixPath(file).parent
+    for source, line, message, suggestion in import_problems(name, scripts, checker.known.modules):
+        problem = Problem(str(folder / source), line, "", message, suggestion)
+        if problem not in checker.problems:
+            checker.problems.append(problem)

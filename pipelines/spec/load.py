@@ -5,8 +5,11 @@ Decides nothing about running; `pipelines.spec.check` holds the rules.
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -18,6 +21,7 @@ from cluster.config.typing_problems import problems_of
 from cluster.errors import InvalidConfig, NotFound
 from pipelines.executor.bundles import digest_of, pack_folder
 from pipelines.spec.check import Known, check_workflow
+from pipelines.spec.imports import Modules
 from pipelines.spec.models import WorkflowSpec
 from pipelines.spec.nesting import child_input_problems, nesting_problems
 from pipelines.spec.partial import right_part
@@ -58,11 +62,16 @@ class WorkflowFile:
 
 
 def known_of(
-    config: Config | None, workflows: frozenset[str] | None = None, *, has_engine: bool | None = None
+    config: Config | None,
+    workflows: frozenset[str] | None = None,
+    *,
+    has_engine: bool | None = None,
+    project: Path | None = None,
 ) -> Known:
     """What a workflow may refer to in this environment. Without a configuration, names are not checked.
 
-    `has_engine`: whether its cluster can run containers (None: not known here).
+    `has_engine`: whether its cluster can run containers (None: not known here). `project`: the folder that holds the
+    configuration; workers of a local cluster find modules there.
     """
     if config is None:
         return Known(workflows=workflows)
@@ -82,6 +91,29 @@ def known_of(
         max_foreach_items=config.limits.max_foreach_items,
         max_nesting=config.limits.max_nesting,
         max_parallel_steps=config.limits.max_parallel_steps,
+        modules=Modules(everywhere=local and project is not None, installed=partial(_is_installed, project)),
+    )
+
+
+def _is_installed(project: Path | None, module: str) -> bool:
+    """Whether Python finds a top-level module here, or in the project's folder. Imports nothing."""
+    if project is not None and ((project / f"{module}.py").is_file() or (project / module).is_dir()):
+        return True
+    try:
+        return module in sys.stdlib_module_names or importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return True
+
+
+def _modules_of(folder: Path, modules: Modules) -> Modules:
+    """With what lies in the workflow's folder, compiled modules too, and what lies beside it."""
+    others = [file.parent for file in sorted(folder.parent.glob(f"*/{WORKFLOW_FILE}"))]
+    beside = {path.stem: path for near in (*others, folder.parent) for path in near.glob("*.py") if near != folder}
+    return replace(
+        modules,
+        installed=modules.installed or partial(_is_installed, None),
+        folder=frozenset(path.name.split(".")[0] for path in folder.iterdir()),
+        beside={name: _shown(path) for name, path in beside.items()},
     )
 
 
@@ -141,15 +173,17 @@ def load_workflow(folder: Path, *, known: Known | None = None) -> WorkflowFile:
 
 
 def load_workflows(
-    directory: Path, *, config: Config | None = None, has_engine: bool | None = None
+    directory: Path, *, config: Config | None = None, has_engine: bool | None = None, project: Path | None = None
 ) -> dict[str, WorkflowFile]:
     """All the workflows below a directory by name, checked together (nesting, doubles). A missing directory holds none.
-    `has_engine` as for `known_of`.
+    `has_engine` and `project` as for `known_of`.
 
     Raises one InvalidConfig with the problems of all of them.
     """
     folders = sorted(path.parent for path in directory.glob(f"*/{WORKFLOW_FILE}"))
-    return load_folders(folders, known=known_of(config, workflow_names(folders), has_engine=has_engine))
+    return load_folders(
+        folders, known=known_of(config, workflow_names(folders), has_engine=has_engine, project=project)
+    )
 
 
 def workflow_names(folders: Iterable[Path]) -> frozenset[str]:
@@ -238,6 +272,7 @@ def _load(folder: Path, known: Known) -> tuple[WorkflowFile | None, list[Problem
             scripts[path.relative_to(folder).as_posix()] = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             return None, [Problem(_shown(path), 1, "", f"cannot be read as UTF-8 text: {error}")]
+    known = replace(known, modules=_modules_of(folder, known.modules))
     spec, tree, problems = _parse(text, shown, scripts, known)
     if spec is None:
         return None, problems
