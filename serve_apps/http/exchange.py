@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, Self
 from urllib.parse import quote
 
 import orjson
@@ -15,7 +15,7 @@ from serve_apps.http.problems import body_of, headers_of, media_type_of
 from serve_apps.router.answers import Chosen
 from serve_apps.router.deadline import parse_seconds
 
-__all__ = ["Exchange", "Reply", "StreamReply", "decision_headers", "error_reply", "json_object"]
+__all__ = ["Exchange", "Pieces", "Reply", "StreamReply", "decision_headers", "error_reply", "json_object"]
 
 _MARGIN_S = 0.02
 
@@ -52,11 +52,35 @@ class Reply:
     headers: dict[str, str] = field(default_factory=dict)
 
 
+class Closeable(Protocol):
+    async def aclose(self) -> None: ...
+
+
+class Pieces:
+    """The pieces of an answer, with the sources that they are made from: closing them closes the sources, also when
+    the caller went away before the first piece was made."""
+
+    def __init__(self, made: AsyncGenerator[bytes, None], sources: Sequence[Closeable]):
+        self._made = made
+        self._sources = sources
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        return await anext(self._made)
+
+    async def aclose(self) -> None:
+        await self._made.aclose()
+        for source in self._sources:
+            await source.aclose()
+
+
 @dataclass(slots=True)
 class StreamReply:
     """An answer in pieces. Closing `chunks` gives up the work."""
 
-    chunks: AsyncIterator[bytes]
+    chunks: Pieces
     media_type: str = "text/event-stream"
     headers: dict[str, str] = field(default_factory=dict)
 

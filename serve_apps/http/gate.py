@@ -82,8 +82,8 @@ class Gate:
                 caller = authenticate(table, raw, now=self._router.clock.now())
             limit = table.max_body_bytes if not path.startswith(_UPLOADS) else self._max_upload_bytes
             length = headers.get("content-length")
-            if length is not None and length.isdecimal() and int(length) > limit:
-                raise _too_large(limit, int(length))
+            if length is not None and length.isdecimal() and (len(length) > 18 or int(length) > limit):
+                raise _too_large(limit, int(length) if len(length) <= 18 else None)
             if lane is not None and caller is not None:
                 require_role(caller, "invoke")
                 body = await _read(receive, limit)
@@ -194,9 +194,7 @@ class Gate:
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
             await send({"type": "http.response.body", "body": b""})
         finally:
-            close = getattr(chunks, "aclose", None)
-            if close is not None:
-                await close()
+            await chunks.aclose()
 
     def _outgoing(self, send: Send, path: str, request_id: str, limited: _Limited) -> Send:
         """Adds the request id; and says 413 where the framework makes something else of a body that was cut off."""

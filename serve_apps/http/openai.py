@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import orjson
 
-from cluster.errors import HeadraceError, InvalidInput
-from serve_apps.http.exchange import Exchange, Reply, StreamReply, decision_headers, error_reply, json_object
+from cluster.errors import HeadraceError, InternalError, InvalidInput, ModelError
+from serve_apps.http.exchange import Exchange, Pieces, Reply, StreamReply, decision_headers, error_reply, json_object
+from serve_apps.http.json_text import dumps
 from serve_apps.http.problems import body_of
 from serve_apps.protocol import InferResult, StreamChunk
 from serve_apps.router.answers import StreamAnswer
@@ -131,18 +132,22 @@ async def embeddings(router: Router, exchange: Exchange) -> Reply:
     answer = await router.infer(call)
     chosen, result = answer.chosen, answer.result
     failure = result.error
+    matrix: np.ndarray[Any, Any] | None = None
     vectors = (result.outputs or {}).get("embedding")
     if failure is None and vectors is None:
         failure = InvalidInput(f"model '{chosen.model}' makes no embeddings", details={"param": "model"})
     if failure is None:
         wanted = body.get("dimensions")
-        matrix = np.asarray(vectors, dtype=np.float32)
-        if wanted is not None and wanted != matrix.shape[1]:
+        matrix = _matrix(vectors, call.rows)
+        if matrix is None:
+            failure = ModelError(f"the output 'embedding' of model '{chosen.model}' is not one vector per text")
+        elif wanted is not None and wanted != matrix.shape[1]:
             failure = _invalid(
                 f"model '{chosen.model}' has {matrix.shape[1]} dimensions, not {wanted!r:.20}", "dimensions"
             )
     if failure is not None:
         return error_reply(failure, path=exchange.path, request_id=exchange.request_id, chosen=chosen)
+    assert matrix is not None
     rows: list[Any] = (
         [base64.b64encode(row.astype("<f4").tobytes()).decode() for row in matrix]
         if encoding == "base64"
@@ -157,6 +162,15 @@ async def embeddings(router: Router, exchange: Exchange) -> Reply:
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
     }
     return Reply(orjson.dumps(payload, option=orjson.OPT_SERIALIZE_NUMPY), headers=decision_headers(chosen))
+
+
+def _matrix(vectors: Any, rows: int) -> np.ndarray[Any, Any] | None:
+    """One vector of the same length per text; None for anything else, as a class of the user's own may answer."""
+    try:
+        matrix = np.asarray(vectors, dtype=np.float32)
+    except (ValueError, TypeError):
+        return None
+    return matrix if matrix.ndim == 2 and len(matrix) == rows else None
 
 
 class _Chat:
@@ -302,7 +316,7 @@ async def _whole(
         "choices": [shape.choice(i, text, reason) for i, (text, reason) in enumerate(zip(plain, reasons, strict=True))],
         "usage": _usage(result.usage),
     }
-    return Reply(orjson.dumps(payload), headers=decision_headers(chosen))
+    return Reply(dumps(payload), headers=decision_headers(chosen))
 
 
 async def _stream(
@@ -320,12 +334,14 @@ async def _stream(
             # The other choices stay with the model and version that answered the first.
             other.model, other.pinned = chosen.model, chosen.version
             answers.append(await router.stream(other))
-    except HeadraceError:
+    except BaseException:
+        # Also when the caller has gone while a later choice was opened.
         for answer in answers:
             await answer.chunks.aclose()
         raise
     events = _events(router, exchange, answers, shape, include_usage=bool(options.get("include_usage")))
-    return StreamReply(events, headers={**decision_headers(chosen), "cache-control": "no-cache"})
+    pieces = Pieces(events, [answer.chunks for answer in answers])
+    return StreamReply(pieces, headers={**decision_headers(chosen), "cache-control": "no-cache"})
 
 
 def _nth(call: Call, index: int, count: int) -> Call:
@@ -362,7 +378,7 @@ async def _events(
     finished = [False] * len(answers)
 
     def event(choice: dict[str, Any]) -> bytes:
-        return b"data: " + orjson.dumps({**head, "choices": [choice]}) + b"\n\n"
+        return b"data: " + dumps({**head, "choices": [choice]}) + b"\n\n"
 
     async with aclosing(_merged(answers)) as chunks:
         for index in range(len(answers)):
@@ -383,7 +399,7 @@ async def _events(
         if not done:
             yield event(shape.delta(index, "", "stop"))
     if include_usage:
-        yield b"data: " + orjson.dumps({**head, "choices": [], "usage": _usage(totals)}) + b"\n\n"
+        yield b"data: " + dumps({**head, "choices": [], "usage": _usage(totals)}) + b"\n\n"
     yield _DONE
 
 
@@ -397,9 +413,13 @@ async def _merged(answers: list[StreamAnswer]) -> AsyncGenerator[tuple[int, Stre
     queue: asyncio.Queue[tuple[int, StreamChunk | None]] = asyncio.Queue(maxsize=64)
 
     async def pump(index: int, answer: StreamAnswer) -> None:
-        async with aclosing(answer.chunks) as chunks:
-            async for chunk in chunks:
-                await queue.put((index, chunk))
+        try:
+            async with aclosing(answer.chunks) as chunks:
+                async for chunk in chunks:
+                    await queue.put((index, chunk))
+        except Exception as error:
+            # Without a word from here the others would wait for this choice for ever.
+            await queue.put((index, StreamChunk(error=InternalError(f"the stream broke: {type(error).__name__}"))))
         await queue.put((index, None))
 
     tasks = [asyncio.create_task(pump(index, answer)) for index, answer in enumerate(answers)]

@@ -16,6 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from cluster.errors import HeadraceError, InternalError, InvalidInput, NotFound
+from serve_apps.http.json_text import dumps
 
 __all__ = ["body_of", "from_status", "headers_of", "install_problem_handlers", "media_type_of", "response_of"]
 
@@ -46,9 +47,9 @@ def body_of(error: HeadraceError, *, path: str, request_id: str) -> bytes:
         }
         if error.details:
             inner["details"] = error.details
-        return orjson.dumps({"error": inner}, default=str, option=orjson.OPT_NON_STR_KEYS)
+        return dumps({"error": inner}, option=orjson.OPT_NON_STR_KEYS)
     if path == "/v2" or path.startswith("/v2/"):
-        return orjson.dumps({"error": error.message, "code": error.code}, default=str)
+        return dumps({"error": error.message, "code": error.code})
     problem: dict[str, Any] = {
         "type": f"urn:headrace:error:{error.code}",
         "title": error.code.replace("_", " "),
@@ -63,7 +64,7 @@ def body_of(error: HeadraceError, *, path: str, request_id: str) -> bytes:
         problem["details"] = error.details
     if error.retry_after_s is not None:
         problem["retry_after_s"] = error.retry_after_s
-    return orjson.dumps(problem, default=str, option=orjson.OPT_NON_STR_KEYS)
+    return dumps(problem, option=orjson.OPT_NON_STR_KEYS)
 
 
 def media_type_of(path: str) -> str:

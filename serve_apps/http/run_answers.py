@@ -17,6 +17,7 @@ from fastapi.responses import StreamingResponse
 
 from cluster.errors import HeadraceError, InvalidInput, NotFound, TooLarge
 from cluster.storage import BlobRef
+from serve_apps.http.json_text import dumps
 from serve_apps.http.run_bodies import OCTETS
 from serve_apps.http.runs_gateway import RunsGateway
 
@@ -52,7 +53,7 @@ async def sse_events(
     while True:
         for event in page["events"]:
             after = event["id"]
-            data = orjson.dumps(event["data"]).decode()
+            data = dumps(event["data"]).decode()
             yield f"id: {after}\nevent: {event['event']}\ndata: {data}\n\n".encode()
         if page["done"]:
             return
@@ -106,7 +107,7 @@ async def output_response(blobs: BlobReader, value: Any, pointer: str) -> Respon
     value = resolve_pointer(value, pointer)
     reference = _reference(value)
     if reference is None:
-        return Response(orjson.dumps(value), media_type="application/json")
+        return Response(dumps(value), media_type="application/json")
     headers = {
         "content-length": str(await blobs.size(value)),
         "content-security-policy": "sandbox",

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Protocol
 
-import orjson
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from cluster.errors import NotFound
 from serve_apps.http.deps import Caller, require, require_role
+from serve_apps.http.json_text import dumps
 from serve_apps.http.logs import follow_logs, read_logs
 from serve_apps.http.run_answers import BlobReader, output_response, parse_time, sse_events, whole_number
 from serve_apps.http.run_bodies import (
@@ -144,7 +144,7 @@ def build_router(
         # The first page is read before the answer starts, so that an unknown run is a 404 and not an empty stream.
         page = await gateway.events(run_id, start, 0.0)
         if "application/json" in request.headers.get("accept", ""):
-            return Response(orjson.dumps(page), media_type="application/json")
+            return Response(dumps(page), media_type="application/json")
         return StreamingResponse(
             sse_events(gateway, run_id, start, page, heartbeat_s=heartbeat_s),
             media_type="text/event-stream",
@@ -183,7 +183,7 @@ def build_router(
         # The first page is read before the answer starts, so that an unknown run is a 404 and not an empty text.
         page = await gateway.logs(run_id, step, query)
         if "application/json" in request.headers.get("accept", ""):
-            return Response(orjson.dumps(page), media_type="application/json")
+            return Response(dumps(page), media_type="application/json")
         texts = (
             follow_logs(gateway, blobs, run_id, step, query)
             if follow

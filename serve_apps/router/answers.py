@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from serve_apps.protocol import InferResult, StreamChunk
 
-__all__ = ["Answer", "Chosen", "StreamAnswer"]
+__all__ = ["Answer", "Chosen", "Chunks", "StreamAnswer"]
 
 
 @dataclass(slots=True)
@@ -39,9 +39,31 @@ class Answer:
     chosen: Chosen
 
 
+class Chunks:
+    """A stream whose first chunk has come. Closing it ends the work behind it, also when nothing was read: a generator
+    that never ran would have no `finally` to do so."""
+
+    def __init__(self, first: StreamChunk, rest: AsyncGenerator[StreamChunk, None]):
+        self._first: StreamChunk | None = first
+        self._rest = rest
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> StreamChunk:
+        if self._first is not None:
+            first, self._first = self._first, None
+            return first
+        return await anext(self._rest)
+
+    async def aclose(self) -> None:
+        self._first = None
+        await self._rest.aclose()
+
+
 @dataclass(slots=True)
 class StreamAnswer:
     """A stream whose first chunk has come, so that its choice is final. Closing `chunks` cancels the work."""
 
     chosen: Chosen
-    chunks: AsyncGenerator[StreamChunk, None]
+    chunks: Chunks

@@ -12,7 +12,7 @@ from typing import Any
 
 from cluster.errors import DeadlineExceeded, HeadraceError, InternalError, Unavailable
 from serve_apps.protocol import InferRequest, InferResult, StreamChunk
-from serve_apps.router.answers import Answer, Chosen, StreamAnswer
+from serve_apps.router.answers import Answer, Chosen, Chunks, StreamAnswer
 from serve_apps.router.bare import bind
 from serve_apps.router.core import RouterCore, load_function, too_late
 from serve_apps.router.deadline import Deadline
@@ -279,7 +279,7 @@ class Router(RouterCore):
             await stream.aclose()
             raise first.error
         self.stats.answered(call.request_id, target.model.name, entry.version, call.run)
-        return StreamAnswer(chosen, _after(first, stream))
+        return StreamAnswer(chosen, Chunks(first, stream))
 
     async def _flow_of_chunks(
         self, target: Target, request: InferRequest, deadline: Deadline, rule: str
@@ -366,12 +366,3 @@ class Router(RouterCore):
         for channel in self._channels.values():
             await channel.coalescer.close()
             await channel.copies.close()
-
-
-async def _after(first: StreamChunk, rest: AsyncGenerator[StreamChunk, None]) -> AsyncGenerator[StreamChunk, None]:
-    try:
-        yield first
-        async for chunk in rest:
-            yield chunk
-    finally:
-        await rest.aclose()
