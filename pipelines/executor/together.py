@@ -21,6 +21,7 @@ def run_together(
     hold_s: float,
     tell: Callable[[LateReport], None],
     forget: Callable[[], None],
+    timer: Callable[[float, Callable[[], None]], threading.Timer] = threading.Timer,
 ) -> list[bytes]:
     """Outcomes of all attempts; of fewer, when `hold_s` is over before the last one begins.
 
@@ -40,10 +41,10 @@ def run_together(
                 late = True
                 tell(LateReport(outcomes=list(outcomes), running_s=time.monotonic() - began))
 
-    timer = threading.Timer(hold_s, speak)
-    timer.daemon = True
+    alarm = timer(hold_s, speak)
+    alarm.daemon = True
     if len(attempts) > 1:
-        timer.start()
+        alarm.start()
     try:
         for attempt in attempts:
             with lock:
@@ -54,7 +55,7 @@ def run_together(
             with lock:
                 outcomes.append(outcome)
     finally:
-        timer.cancel()
+        alarm.cancel()
         with lock:
             ended = True
             if late:

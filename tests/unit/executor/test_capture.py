@@ -28,5 +28,5 @@ def test_a_flood_of_output_goes_on_while_a_running_log_is_taken() -> None:
     """Whoever empties the pipe first must not make the other think that it was closed: it would fill up, and the step
     would wait for ever to print its next line."""
     # In a process of its own, since one that hangs so takes no signal.
-    done = subprocess.run([sys.executable, "-c", FLOOD], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", FLOOD], capture_output=True, text=True, timeout=240, check=False)
     assert (done.returncode, done.stdout) == (0, "19999"), done.stderr

@@ -101,7 +101,7 @@ def attempt(**request: Any) -> Attempt:
         type="http_request",
         input=None,
         request=request,
-        timeout_s=5,
+        timeout_s=60,
     )
 
 

@@ -25,7 +25,7 @@ def test_a_wait_for_a_lock_is_shown_though_no_event_tells_of_it(capsys: pytest.C
         return run_with(**{"for": "lock", "key": "account-7"})
 
     with Board() as board, RunBoard(board).looking(look, every_s=0.001):
-        assert looked.wait(5)
+        assert looked.wait(60)
     assert "book: WAITING (for lock account-7)" in capsys.readouterr().err
 
 

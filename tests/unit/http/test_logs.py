@@ -148,7 +148,7 @@ async def test_a_running_step_is_followed_to_its_end(bench: Bench) -> None:
     bench.executor.answers["last"] = last
     run_id = await bench.submitted([3])
     await printed.put(b"one\n")
-    await asyncio.wait_for(written.wait(), 5)
+    await asyncio.wait_for(written.wait(), 60)
     told: list[bytes] = []
 
     async def follow() -> None:
@@ -160,7 +160,7 @@ async def test_a_running_step_is_followed_to_its_end(bench: Bench) -> None:
     await printed.put(b"two\n")
     await until(lambda: b"two" in b"".join(told))
     await printed.put(None)
-    await asyncio.wait_for(follower, 10)
+    await asyncio.wait_for(follower, 60)
     expected = b"--- each item 0 attempt 1\nitem 0 says 3\n--- last attempt 1\none\ntwo\n"
     assert b"".join(told) == expected
 

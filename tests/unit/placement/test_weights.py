@@ -124,7 +124,7 @@ def test_processes_that_ask_at_once_fetch_once(source: Path, tmp_path: Path) -> 
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(60)
+        worker.join(240)
         assert worker.exitcode == 0
     assert counter.value == 1
 
@@ -135,9 +135,9 @@ def test_what_a_killed_process_left_is_written_over(source: Path, tmp_path: Path
     begun = context.Event()
     worker = context.Process(target=_fetch_and_hang, args=(f"file://{source}", str(tmp_path / "cache"), begun))
     worker.start()
-    assert begun.wait(60)
+    assert begun.wait(240)
     worker.kill()
-    worker.join(60)
+    worker.join(240)
     assert len(list((tmp_path / "cache" / "weights").glob(".fetch-*"))) == 1
     assert fetch(f"file://{source}", cache=tmp_path / "cache").read_bytes() == source.read_bytes()
     assert list((tmp_path / "cache" / "weights").glob(".fetch-*")) == []
@@ -146,7 +146,7 @@ def test_what_a_killed_process_left_is_written_over(source: Path, tmp_path: Path
 def _fetch_and_hang(url: str, cache: str, begun: Any) -> None:
     def hang(done: int, total: int | None) -> None:
         begun.set()
-        time.sleep(60)
+        time.sleep(600)
 
     fetch(url, cache=Path(cache), progress=hang)
 

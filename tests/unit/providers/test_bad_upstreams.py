@@ -101,7 +101,7 @@ async def test_an_answer_without_end_is_given_up() -> None:
     """More than the bound is not read into memory: whole answers, unpacked ones, error pages and lines of a stream."""
     huge = Bytes(*[b" " * 65_536] * 100)
     upstream = Upstream(
-        "http://up", api_key=None, timeout_s=5, connect_timeout_s=1, max_retries=0, max_connections=1,
+        "http://up", api_key=None, timeout_s=60, connect_timeout_s=60, max_retries=0, max_connections=1,
         max_answer_bytes=1_000_000, transport=httpx.MockTransport(lambda request: httpx.Response(200, stream=huge)),
     )  # fmt: skip
     with pytest.raises(UpstreamError, match=r"more than 0\.95"):
@@ -113,7 +113,7 @@ async def test_an_answer_without_end_is_given_up() -> None:
     bomb = Bytes(gzip.compress(b" " * 50_000_000))
     packed = httpx.Response(200, headers={"content-encoding": "gzip"}, stream=bomb)
     upstream = Upstream(
-        "http://up", api_key=None, timeout_s=5, connect_timeout_s=1, max_retries=0, max_connections=1,
+        "http://up", api_key=None, timeout_s=60, connect_timeout_s=60, max_retries=0, max_connections=1,
         max_answer_bytes=1_000_000, transport=httpx.MockTransport(lambda request: packed),
     )  # fmt: skip
     with pytest.raises(UpstreamError, match=r"more than 0\.95"):
@@ -222,7 +222,7 @@ async def test_a_server_that_breaks_the_protocol_or_hangs_up_is_an_upstream_erro
         await writer.drain()
 
     async with server(talk) as endpoint:
-        made = OpenAICompatible(endpoint=endpoint, model="m", timeout_s=5)
+        made = OpenAICompatible(endpoint=endpoint, model="m", timeout_s=60)
         assert isinstance(await ask(made), UpstreamError)
         with pytest.raises(UpstreamError):
             await read(made)

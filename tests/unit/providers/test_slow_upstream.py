@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from typing import Any
 
 import httpx
 
@@ -15,8 +16,8 @@ from serve_apps.protocol import InferRequest
 from serve_apps.providers.openai import OpenAICompatible
 
 
-async def test_a_call_that_hangs_delays_no_other() -> None:
-    """Fifty calls to an endpoint that hangs on them end at the version's limit, while others are answered at once."""
+async def running(**settings: Any) -> Host:
+    """A host over an endpoint that repeats what it is told, and hangs when it is told to."""
 
     async def upstream(request: httpx.Request) -> httpx.Response:
         content = json.loads(request.content)["messages"][-1]["content"]
@@ -27,16 +28,32 @@ async def test_a_call_that_hangs_delays_no_other() -> None:
     def load() -> OpenAICompatible:
         return OpenAICompatible(endpoint="http://up.example.com/v1", model="m", transport=httpx.MockTransport(upstream))
 
-    config = VersionConfig(provider="openai_compatible", endpoint="http://up.example.com/v1", timeout_s=2)
+    config = VersionConfig(provider="openai_compatible", endpoint="http://up.example.com/v1", **settings)
     host = Host(model="m", version="1.0.0", config=config, load=load, clock=SystemClock(), task="chat")
     await host.start()
-    hanging = [
-        asyncio.create_task(host.infer([InferRequest(id=f"h{n}", inputs={"prompt": ["hang"]})])) for n in range(50)
-    ]
-    quick = await host.infer([InferRequest(id=f"q{n}", inputs={"prompt": [f"{n}"]}) for n in range(20)])
+    return host
+
+
+def ask(text: str) -> InferRequest:
+    return InferRequest(id="r", inputs={"prompt": [text]})
+
+
+async def test_a_call_that_hangs_delays_no_other() -> None:
+    """While fifty calls to an endpoint hang, others are answered at once."""
+    host = await running(timeout_s=600)
+    hanging = [asyncio.create_task(host.infer([ask("hang")])) for _ in range(50)]
+    quick = await host.infer([ask(f"{n}") for n in range(20)])
     assert [result.outputs for result in quick] == [{"text": [f"{n}"]} for n in range(20)]
     assert not any(task.done() for task in hanging)
     for task in hanging:
-        (result,) = await task
-        assert isinstance(result.error, DeadlineExceeded)
+        task.cancel()
+    await asyncio.gather(*hanging, return_exceptions=True)
+    await host.stop(timeout_s=0.1)
+
+
+async def test_a_call_that_hangs_ends_at_its_limit() -> None:
+    """At the version's own, when the caller set none."""
+    host = await running(timeout_s=0.2)
+    (result,) = await host.infer([ask("hang")])
+    assert isinstance(result.error, DeadlineExceeded)
     await host.stop(timeout_s=0.1)
