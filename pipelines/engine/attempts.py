@@ -55,7 +55,7 @@ def queue_unit(core: Core, run: Run, index: int, item: int | None) -> None:
             lock = str(planned.lock_key.render(ctx, core.values))
         except ValueNeeded as needed:
             unit.waiting = "value"
-            core.need(run, index, needed.reference)
+            core.need(run, index, needed.reference, item)
             return
         except HeadraceError as error:
             broken(core, run, index, item, error.to_dict())
@@ -100,7 +100,7 @@ def start(core: Core, ready: Ready) -> None:
         )
     except ValueNeeded as needed:
         unit.waiting = "value"
-        core.need(run, index, needed.reference)
+        core.need(run, index, needed.reference, item)
         core.scheduler.dropped(ready)
         return
     except HeadraceError as error:
@@ -152,7 +152,7 @@ def _start_child(core: Core, run: Run, index: int, item: int | None, unit: Unit)
         value = check_input(plan, render_input(run, planned, ctx, core.values))
     except ValueNeeded as needed:
         unit.waiting = "value"
-        core.need(run, index, needed.reference)
+        core.need(run, index, needed.reference, item)
         return
     except HeadraceError as error_raised:
         broken(core, run, index, item, error_raised.to_dict())

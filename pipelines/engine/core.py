@@ -20,7 +20,8 @@ from pipelines.engine.state import State
 
 __all__ = ["Core", "EngineLimits", "Feed", "Timer"]
 
-_VALUES_BYTES = 256 * 1024 * 1024
+VALUES_BYTES = 256 << 20
+"""Contents of spilled values that are remembered; also the most that one template may look into at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +69,10 @@ class Breaker:
     again_at: float = math.inf
 
 
+_TIMERS = 4096
+"""So many are kept before it is worth looking for some that no longer apply."""
+Reader = tuple[str, int, int | None]
+"""Who looks into a spilled value: run id, step index (or `RUN_OUTPUT`), item."""
 Timer = tuple[float, int, str, str, int, int | None, float]
 """(when, sequence, kind, run id, step index, item, mark): `mark` lets a timer that no longer applies be recognised."""
 
@@ -98,11 +103,17 @@ class Core:
         )
         self.timers: list[Timer] = []
         self._timer_sequence = 0
+        self._timers_most = _TIMERS
         self.feeds: dict[tuple[str, int], Feed] = {}
         self.parked: dict[str, dict[int, Ready]] = {}
         self.values: OrderedDict[str, Any] = OrderedDict()
         self._value_sizes: dict[str, int] = {}
-        self.needed: dict[str, dict[tuple[str, int], None]] = {}
+        self._values_bytes = 0
+        self.needed: dict[str, dict[Reader, None]] = {}
+        """By the hash of a spilled value that is being fetched: who goes on with it."""
+        self.reads: dict[Reader, dict[str, int]] = {}
+        """What was fetched for those who have not gone on yet, since they looked into more: bytes by hash."""
+        self._awaits: dict[Reader, str] = {}
         self.resumable: dict[str, dict[tuple[str, str, int | None], str]] = {}
         """By resumed run: its nested runs that failed and have not gone on yet. Found again when it is not there."""
 
@@ -121,26 +132,53 @@ class Core:
         """Have `Engine.tick` look at something at `when`."""
         self._timer_sequence += 1
         heapq.heappush(self.timers, (when, self._timer_sequence, kind, run.id, index, item, mark))
+        if len(self.timers) > self._timers_most:
+            # Most attempts end long before their timeouts: those of runs that have ended would be kept for hours.
+            runs = self.state.runs
+            self.timers = [t for t in self.timers if (of := runs.get(t[3])) is not None and not of.ended]
+            heapq.heapify(self.timers)
+            self._timers_most = max(_TIMERS, 2 * len(self.timers))
 
-    def need(self, run: Run, index: int, reference: Mapping[str, Any]) -> None:
-        """The step (or `RUN_OUTPUT`) goes on when this spilled value has been fetched."""
-        sha = str(reference["$blob"])
+    def need(self, run: Run, index: int, reference: Mapping[str, Any], item: int | None = None) -> None:
+        """The step (or its item, or `RUN_OUTPUT`) goes on when this spilled value has been fetched."""
+        sha, reader = str(reference["$blob"]), (run.id, index, item)
+        self._awaits[reader] = sha
         waiting = self.needed.get(sha)
         if waiting is None:
-            self.needed[sha] = {(run.id, index): None}
+            self.needed[sha] = {reader: None}
             self.command(FetchValue(reference=dict(reference)))
         else:
-            waiting[(run.id, index)] = None
+            waiting[reader] = None
+
+    def forget_needs(self, run: Run) -> None:
+        """The run has other steps now: what its old ones waited for is fetched for nobody."""
+        for waiting in self.needed.values():
+            for reader in [reader for reader in waiting if reader[0] == run.id]:
+                del waiting[reader]
+                self._awaits.pop(reader, None)
+                self.reads.pop(reader, None)
+
+    def fetched(self, sha: str, size: int, reader: Reader) -> int:
+        """A value was fetched for somebody who looks into it; returns the bytes of all that it looks into at once."""
+        self._awaits.pop(reader, None)
+        reads = self.reads.setdefault(reader, {})
+        reads[sha] = size
+        return sum(reads.values())
+
+    def went_on(self, reader: Reader) -> None:
+        """Whoever a value was fetched for had its turn; one that wants another one now keeps its account."""
+        if reader not in self._awaits:
+            self.reads.pop(reader, None)
 
     def keep_value(self, sha: str, value: Any, size: int) -> None:
         """Remember a fetched value; the least recently fetched ones go when there are too many bytes of them."""
+        self._values_bytes += size - self._value_sizes.get(sha, 0)
         self.values[sha] = value
         self.values.move_to_end(sha)
         self._value_sizes[sha] = size
-        total = sum(self._value_sizes.values())
-        while total > _VALUES_BYTES and len(self.values) > 1:
+        while self._values_bytes > VALUES_BYTES and len(self.values) > 1:
             old, _ = self.values.popitem(last=False)
-            total -= self._value_sizes.pop(old)
+            self._values_bytes -= self._value_sizes.pop(old)
 
     def breaker_open(self, key: str, fence: int) -> bool:
         """Whether the attempt `fence`, which depends on `key`, must be parked; uses up a half-open breaker's budget."""
@@ -163,12 +201,14 @@ class Core:
                 self.unpark(key, 1)
 
     def probe_again(self) -> None:
-        """Probes can end without the breaker hearing of it (cancelled, lost, the caller's fault): let others try."""
+        """Probes can end without the breaker hearing of it (cancelled, lost, the caller's fault), or never begin, when
+        their run ends while they wait for a place: let others try."""
         for key, breaker in self.breakers.items():
             if breaker.again_at <= self.now:
-                breaker.again_at, breaker.budget = math.inf, breaker.probes
+                breaker.budget = breaker.probes
                 breaker.fences.clear()
                 self.unpark(key, breaker.probes)
+                breaker.again_at = self.now + PROBE_AGAIN_S if key in self.parked else math.inf
 
     def unpark(self, key: str, most: int | None = None) -> None:
         """Queue what waits for the breaker of `key`, the longest parked first, `most` of it."""

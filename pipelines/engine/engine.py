@@ -16,7 +16,7 @@ from pipelines.engine import resume as resuming
 from pipelines.engine.attempts import begin_run, child_ended, queue_unit, start, unit_failed, unit_succeeded
 from pipelines.engine.codec import FORMAT
 from pipelines.engine.commands import Decision, RunEnded
-from pipelines.engine.core import Breaker, Core, EngineLimits
+from pipelines.engine.core import PROBE_AGAIN_S, VALUES_BYTES, Breaker, Core, EngineLimits
 from pipelines.engine.ending import cancel_run, fail_run, fail_step, stop
 from pipelines.engine.invariants import check
 from pipelines.engine.item_view import attempts_in_flight, item_page
@@ -24,8 +24,9 @@ from pipelines.engine.plan import Plan, definition_digest, spec_to_dict
 from pipelines.engine.recover import recover_run
 from pipelines.engine.render import check_input, error_dict
 from pipelines.engine.runs import Run, Step, Unit
+from pipelines.engine.sizes import too_much_read
 from pipelines.engine.states import RunState, StepState
-from pipelines.engine.steps import consider, retry_due
+from pipelines.engine.steps import consider, read_on, retry_due
 from pipelines.engine.view import run_summary, run_view
 from pipelines.executor.port import Outcome
 from pipelines.spec.models import WorkflowSpec
@@ -279,7 +280,8 @@ class Engine:
         if state == "closed":
             core.breakers.pop(key, None)
         else:
-            core.breakers[key] = Breaker(state, probes, probes) if state == "half_open" else Breaker(state)
+            half_open = Breaker("half_open", probes, probes, again_at=now + PROBE_AGAIN_S)
+            core.breakers[key] = half_open if state == "half_open" else Breaker(state)
         if state != "open":
             core.unpark(key, probes if state == "half_open" else None)
         return self._decide()
@@ -302,24 +304,30 @@ class Engine:
         return max(self._core.state.fence, self._core.state.lock_fence)
 
     def value_fetched(
-        self, sha256: str, value: Any = None, *, now: float, error: Mapping[str, Any] | None = None
+        self,
+        sha256: str,
+        value: Any = None,
+        *,
+        now: float,
+        size: int | None = None,
+        error: Mapping[str, Any] | None = None,
     ) -> Decision:
-        """The answer to `FetchValue`: the JSON content, or the error why it cannot be had (steps fail with it)."""
+        """The answer to `FetchValue`: the JSON content and its bytes (None: they are counted here), or the error why it
+        cannot be had, with which fails what looks into it."""
         core = self._begin(now)
         waiting = core.needed.pop(sha256, {})
+        if size is None:
+            size = len(orjson.dumps(value))
         if error is None:
-            core.keep_value(sha256, value, 0 if value is None else len(orjson.dumps(value)))
-        for run_id, index in waiting:
-            run = core.state.runs.get(run_id)
-            if run is None or run.ended:
-                continue
-            if error is None:
-                core.state.touched.append((run, index))
-            elif index < 0:
-                fail_run(core, run, error)
-            elif run.steps[index].state in (StepState.PENDING, StepState.RUNNING):
-                fail_step(core, run, index, error)
-        return self._decide()
+            core.keep_value(sha256, value, size)
+        for reader in waiting:
+            at_once = core.fetched(sha256, size, reader)
+            # What does not fit in all at once would be fetched in turns for ever.
+            read_on(core, reader, too_much_read(at_once) if error is None and at_once > VALUES_BYTES else error)
+        decision = self._decide()
+        for reader in waiting:
+            core.went_on(reader)
+        return decision
 
     # --- leaving and coming back ------------------------------------------------------------------------------------
 
@@ -472,6 +480,8 @@ class Engine:
             if timeout is not None and began + timeout <= core.now:
                 fail_run(core, run, error_dict("run_timeout", f"the run took longer than its timeout of {timeout:g} s"))
             return
+        if index >= len(run.steps):
+            return  # it was set before a resume under a definition with fewer steps
         planned, step = run.plan.steps[index], run.steps[index]
         if kind == "retry":
             retry_due(core, run, index, item, mark)

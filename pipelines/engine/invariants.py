@@ -71,7 +71,7 @@ def _check_run(core: Core, run: Run, fences: dict[int, str]) -> None:
             moving = unit_now is not None and (
                 unit_now.fence or unit_now.retry_at or unit_now.waiting or unit_now.parked
             )
-            waits = step.waiting is not None or any((run.id, planned.index) in w for w in core.needed.values())
+            waits = step.waiting is not None or any((run.id, planned.index, None) in w for w in core.needed.values())
             assert moving or waits, f"{run.id}/{planned.id} is RUNNING and nothing will ever move it"
 
 

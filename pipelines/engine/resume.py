@@ -203,6 +203,7 @@ def resume(core: Core, run: Run, plan: Plan, *, named: bool = False) -> None:
             named=named,
         )
     )
+    core.forget_needs(run)
     if plan.spec.timeout is not None:
         core.timer(core.now + plan.spec.timeout, "run", run)
     for planned, step in zip(plan.steps, run.steps, strict=True):

@@ -137,6 +137,9 @@ class Scheduler:
             entry = heapq.heappop(best)
             ready = entry[2]
             if ready.stale:
+                if ready.lock is not None:
+                    # It may have been the one that was woken when its lock became free.
+                    self._wake(ready.lock)
                 continue
             if ready.lock is not None:
                 lock = self.locks.setdefault(ready.lock, _Lock())

@@ -11,11 +11,11 @@ from typing import Any
 
 import orjson
 
-from pipelines.engine.core import Core
+from pipelines.engine.core import VALUES_BYTES, Core
 from pipelines.engine.render import error_dict
 from pipelines.engine.runs import Run, Step
 
-__all__ = ["ALL_ITEMS_BYTES", "ITEM_BYTES", "inline_bytes", "item_bytes", "too_large"]
+__all__ = ["ALL_ITEMS_BYTES", "ITEM_BYTES", "inline_bytes", "item_bytes", "too_large", "too_much_read"]
 
 ALL_ITEMS_BYTES = 16 << 20
 """Results of one `foreach` that are kept in line, all together."""
@@ -45,6 +45,17 @@ def _share(core: Core, run: Run, step: Step) -> int:
     if above is not None and parent is not None and above[1] in parent.plan.index:
         room = _share(core, parent, parent.steps[parent.plan.index[above[1]]])
     return room if step.items is None else item_bytes(len(step.items.states), min(room, ALL_ITEMS_BYTES))
+
+
+def too_much_read(size: int) -> dict[str, Any]:
+    """The failure of what looks into more values at once than can be held."""
+    return error_dict(
+        "too_large",
+        f"its templates look into {size / 2**20:.0f} MiB of stored results at once, and {VALUES_BYTES >> 20} MiB is "
+        "the most: have a script read them, or let the steps before it return less",
+        size=size,
+        limit=VALUES_BYTES,
+    )
 
 
 def too_large(core: Core, run: Run, output: Any = None) -> dict[str, Any] | None:

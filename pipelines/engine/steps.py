@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
 from cluster.errors import HeadraceError
 from pipelines.engine import events as ev
-from pipelines.engine.attempts import queue_unit
-from pipelines.engine.core import Core, Feed
+from pipelines.engine.attempts import broken, queue_unit
+from pipelines.engine.core import Core, Feed, Reader
 from pipelines.engine.ending import fail_run, fail_step, finish_run, under_way_s
 from pipelines.engine.plan import PlanStep
 from pipelines.engine.render import context, error_dict
@@ -21,7 +22,7 @@ from pipelines.engine.state import RUN_OUTPUT
 from pipelines.engine.states import ItemState, StepState
 from pipelines.spec.values import ValueNeeded
 
-__all__ = ["consider", "join", "retry_due"]
+__all__ = ["consider", "join", "read_on", "retry_due"]
 
 FIRE, WAIT = "fire", None
 _PENDING = 0
@@ -268,6 +269,34 @@ def _next_round(core: Core, run: Run, index: int, planned: PlanStep, step: Step)
         core.timer(core.now + spec.delay, "loop", run, index, None, step.iteration)
     else:
         queue_unit(core, run, index, None)
+
+
+def read_on(core: Core, reader: Reader, error: Mapping[str, Any] | None) -> None:
+    """A spilled value that was looked into is here, or (`error`) cannot be had: what waits for it goes on, or fails."""
+    run_id, index, item = reader
+    run = core.state.runs.get(run_id)
+    if run is None or run.ended:
+        return
+    if index == RUN_OUTPUT:
+        if error is None:
+            core.state.touched.append((run, index))
+        else:
+            fail_run(core, run, error)
+        return
+    step = run.steps[index]
+    if item is None:
+        if error is None:
+            core.state.touched.append((run, index))
+        elif step.state in (StepState.PENDING, StepState.RUNNING):
+            fail_step(core, run, index, error)
+        return
+    unit = step.items.units.get(item) if step.items is not None else None
+    if unit is None or unit.waiting != "value" or (run.id, index) not in core.feeds:
+        return  # it has ended since, or is queued when the list of items is known again
+    if error is None:
+        queue_unit(core, run, index, item)
+    else:
+        broken(core, run, index, item, error)
 
 
 def retry_due(core: Core, run: Run, index: int, item: int | None, mark: float) -> None:
