@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-__all__ = ["ALL", "Kind", "Metric"]
+__all__ = ["ALL", "CALLERS_FAULT", "Kind", "Metric"]
 
 
 class Kind(StrEnum):
@@ -182,3 +182,10 @@ WEBHOOKS = Metric(
 
 ALL: tuple[Metric, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Metric))
 """Every metric above, in order."""
+
+CALLERS_FAULT = (
+    "already_exists", "cancelled", "conflict", "forbidden", "invalid_config", "invalid_input", "not_found",
+    "object_not_found", "overloaded", "too_large", "unauthorized", "unprocessable",
+)  # fmt: skip
+"""Values of the label `outcome` of requests that say nothing against a version: every error code with a status below
+500. All others but `success` are failures, here as in releases and breakers."""

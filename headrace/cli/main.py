@@ -11,7 +11,19 @@ import typer
 
 from cluster.config.environment import process_environment
 from cluster.errors import HeadraceError
-from headrace.cli import breakers, clusters, collecting, configs, keys, models, releases, runs, slots, workflows
+from headrace.cli import (
+    breakers,
+    clusters,
+    collecting,
+    configs,
+    dashboards,
+    keys,
+    models,
+    releases,
+    runs,
+    slots,
+    workflows,
+)
 from headrace.cli.context import Json, begin, configure, shared
 from headrace.cli.output import fail, note, print_json, say
 
@@ -62,6 +74,7 @@ collecting.add_to(app)
 releases.add_to(app)
 breakers.add_to(app)
 keys.add_to(app)
+dashboards.add_to(app)
 
 
 @app.command()

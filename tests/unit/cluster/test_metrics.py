@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from cluster.metrics import ALL, Kind
+from cluster import errors
+from cluster.metrics import ALL, CALLERS_FAULT, Kind
 
 
 def test_names_are_unique_and_follow_the_conventions() -> None:
@@ -16,3 +17,9 @@ def test_names_are_unique_and_follow_the_conventions() -> None:
         assert (metric.kind is Kind.HISTOGRAM) == bool(metric.buckets)
         assert list(metric.buckets) == sorted(metric.buckets)
         assert metric.exported == f"ray_{metric.name}"
+
+
+def test_the_callers_faults_are_the_error_codes_below_500() -> None:
+    """Dashboards and alerts call the same answers failures as breakers and releases do."""
+    known = [getattr(errors, name) for name in errors.__all__]
+    assert sorted(CALLERS_FAULT) == sorted({error.code for error in known if error.status < 500})
