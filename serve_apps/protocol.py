@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from cluster.errors import HeadraceError
 
-__all__ = ["BARE_INPUT", "HostPort", "InferRequest", "InferResult", "StreamChunk"]
+__all__ = ["BARE_INPUT", "HostPort", "InferRequest", "InferResult", "StreamChunk", "seed_of"]
 
 BARE_INPUT = "$value"
 """Name of a column whose input the caller does not know: the router binds it to the chosen model's signature."""
@@ -22,6 +23,8 @@ class InferRequest:
     `parameters` apply to every row (`max_tokens`, `temperature`, `seed`, …).
     `deadline_s` is wall time in seconds since the epoch after which nobody waits for the answer; None: no deadline.
     `priority`: 0 is the most urgent level; None: the host's default level.
+    `choices`: where several answers to one prompt are asked for, which of them each row is, from 0; empty: the first.
+    A seed (`parameters`, or the version's own) is that of the first answer; the others' follow from it (`seed_of`).
     """
 
     id: str
@@ -30,6 +33,17 @@ class InferRequest:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     deadline_s: float | None = None
     priority: int | None = None
+    choices: Sequence[int] = ()
+
+
+def seed_of(seed: int, choice: int) -> int:
+    """The seed of the answer number `choice` to one prompt, from 0: the first has `seed` itself.
+
+    Hashed and not counted up: else the second answer under one seed would be the first one under the next.
+    """
+    if choice == 0:
+        return seed
+    return int.from_bytes(hashlib.sha256(f"{seed}:{choice}".encode()).digest()[:4], "big") >> 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +58,9 @@ class InferResult:
     usage: Mapping[str, int] | None = None
     finish_reasons: Sequence[str | None] | None = None
     """One per row, of models that generate text: "stop" or "length"."""
+    extras: Sequence[Mapping[str, Any] | None] | None = None
+    """One per row: what a chat endpoint's choice holds beside its text, under its own names: `message` (`tool_calls`,
+    `refusal`, …) and `logprobs`."""
     queue_s: float = 0.0
     compute_s: float = 0.0
     batch_size: int = 0
@@ -51,9 +68,12 @@ class InferResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamChunk:
-    """One piece of a streamed answer: `text` to append; the last one carries `finish_reason` and `usage`."""
+    """One piece of a streamed answer: `text` to append; the last one carries `finish_reason` and `usage`.
+
+    `extra`: as in `InferResult.extras`, `message` being the piece of it that came now."""
 
     text: str = ""
+    extra: Mapping[str, Any] | None = None
     finish_reason: str | None = None
     usage: Mapping[str, int] | None = None
     error: HeadraceError | None = None

@@ -30,7 +30,7 @@ class FakeHost:
     calls."""
 
     respond: Respond = echo
-    pieces: Sequence[str] = ("Hello", " ", "world")
+    pieces: Sequence[str | StreamChunk] = ("Hello", " ", "world")
     fail_hops: int = 0
     """So many hops raise `Unavailable` before it works."""
     error: HeadraceError | None = None
@@ -89,7 +89,7 @@ class FakeHost:
                     finished = True
                     raise Unavailable("the replica died")
                 await asyncio.sleep(0)
-                yield StreamChunk(text=piece)
+                yield StreamChunk(text=piece) if isinstance(piece, str) else piece
             finished = True
             usage = {"prompt_tokens": 3, "completion_tokens": len(self.pieces)}
             yield StreamChunk(finish_reason="stop", usage=usage)

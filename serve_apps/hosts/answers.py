@@ -40,10 +40,12 @@ def result_of(label: str, signature: Signature | None, answers: Sequence[BatchAn
         for key, count in (value.usage or {}).items():
             usage[key] = usage.get(key, 0) + count
     reasons = [value.finish_reason for value in values]
+    extras = [value.extra for value in values]
     return InferResult(
         outputs=outputs_of(signature, [value.outputs for value in values]),
         usage=usage or None,
         finish_reasons=reasons if any(reasons) else None,
+        extras=extras if any(extras) else None,
         queue_s=max(answer.queue_s for answer in answers),
         compute_s=max(answer.compute_s for answer in answers),
         batch_size=max(answer.batch_size for answer in answers),

@@ -25,7 +25,7 @@ from serve_apps.hosts.calling import ModelCaller, Work, nothing_sent
 from serve_apps.hosts.figures import Counts, HostMetrics, NoMetrics, resident_bytes
 from serve_apps.hosts.interface import broken_promises
 from serve_apps.hosts.loading import load_within, where_threads_stand
-from serve_apps.protocol import InferRequest, InferResult, StreamChunk
+from serve_apps.protocol import InferRequest, InferResult, StreamChunk, seed_of
 from serve_apps.providers.load import class_signature
 from serve_apps.signature import items_of
 
@@ -192,8 +192,7 @@ class Host:
                 f"{request.rows} rows in one request, but the queue of {self._label} holds "
                 f"{self._config.batching.queue}"
             )
-        parameters = request.parameters
-        items = [self._with_parameters(item, parameters) for item in items_of(self._signature, request)]
+        items = self._items(request)
         deadline = self._deadline(request)
         works = [Work(item) for item in items]
         futures: list[asyncio.Future[BatchAnswer[Any]]] = []
@@ -251,8 +250,7 @@ class Host:
         caller, batcher = self._ready()
         if request.rows != 1:
             raise InvalidInput(f"a streamed request has one row, got {request.rows}")
-        (item,) = items_of(self._signature, request)
-        item = self._with_parameters(item, request.parameters)
+        (item,) = self._items(request)
         deadline = self._deadline(request)
         if caller.streams_alone:
             try:
@@ -286,12 +284,21 @@ class Host:
                 getter.cancel()
         if work.chunks is None:
             yield StreamChunk(text=str(answer.outputs.get("text", next(iter(answer.outputs.values())))))
-        yield StreamChunk(finish_reason=answer.finish_reason or "stop", usage=answer.usage)
+        yield StreamChunk(finish_reason=answer.finish_reason or "stop", usage=answer.usage, extra=answer.extra)
 
     def _ready(self) -> tuple[ModelCaller, Batcher[Work, Any]]:
         if self._caller is None or self._batcher is None:
             raise Unavailable(f"{self._label} is still loading", retry_after_s=1.0)
         return self._caller, self._batcher
+
+    def _items(self, request: InferRequest) -> list[dict[str, Any]]:
+        """The rows of a request with their parameters, each with its own seed where several answers are asked for."""
+        items = [self._with_parameters(item, request.parameters) for item in items_of(self._signature, request)]
+        for item, choice in zip(items, request.choices, strict=False):
+            seed = item["parameters"].get("seed")
+            if type(seed) is int:
+                item["parameters"]["seed"] = seed_of(seed, choice)
+        return items
 
     def _with_parameters(self, item: dict[str, Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
         merged = dict(parameters)

@@ -41,11 +41,14 @@ Emit = Callable[[int, str], bool]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """One item's answer with what it cost: `usage` counts tokens (`prompt_tokens`, `completion_tokens`)."""
+    """One item's answer with what it cost: `usage` counts tokens (`prompt_tokens`, `completion_tokens`).
+
+    `extra`: what an OpenAI choice holds beside its text (`message` with `tool_calls` and the like, `logprobs`)."""
 
     outputs: Mapping[str, Any]
     usage: Mapping[str, int] | None = None
     finish_reason: str | None = None
+    extra: Mapping[str, Any] | None = None
 
 
 @runtime_checkable

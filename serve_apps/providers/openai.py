@@ -21,9 +21,10 @@ from serve_apps.providers.upstream import Upstream
 __all__ = ["OpenAICompatible"]
 
 _PASSED = (
-    "max_tokens", "max_completion_tokens", "temperature", "top_p", "stop", "seed", "presence_penalty",
-    "frequency_penalty", "logit_bias", "response_format", "tools", "tool_choice", "user", "logprobs",
-    "top_logprobs", "reasoning_effort", "dimensions",
+    "max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k", "min_p", "stop", "seed",
+    "presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias", "response_format",
+    "tools", "tool_choice", "parallel_tool_calls", "functions", "function_call", "logprobs", "top_logprobs",
+    "modalities", "audio", "web_search_options", "suffix", "echo", "best_of", "user", "reasoning_effort", "dimensions",
 )  # fmt: skip
 """Parameters that go to the endpoint as they are; all others concern headrace."""
 
@@ -85,10 +86,12 @@ class OpenAICompatible:
             reply = await self._upstream.call(path, body)
             choice = self._choices(reply)[0]
             message = _mapping(choice.get("message"))
-            outputs: dict[str, Any] = {"text": self._said(choice, message) or ""}
-            if message.get("tool_calls"):
-                outputs["message"] = dict(message)
-            return Answer(outputs=outputs, usage=_usage(reply), finish_reason=_finish(choice))
+            return Answer(
+                outputs={"text": self._said(choice, message) or ""},
+                usage=_usage(reply),
+                finish_reason=_finish(choice),
+                extra=_extra(choice, message),
+            )
         except HeadraceError as error:
             return error
 
@@ -148,9 +151,10 @@ class OpenAICompatible:
                 usage = _usage(event) or usage
                 for choice in self._choices(event, some=False):
                     finish = _finish(choice) or finish
-                    text = self._said(choice, _mapping(choice.get("delta") or choice.get("message")))
-                    if text:
-                        yield StreamChunk(text=text)
+                    message = _mapping(choice.get("delta") or choice.get("message"))
+                    text, extra = self._said(choice, message), _extra(choice, message)
+                    if text or extra:
+                        yield StreamChunk(text=text or "", extra=extra)
         if not done and finish is None:
             raise UpstreamError(f"{self._upstream.endpoint}{path} ended the stream before its end")
         yield StreamChunk(finish_reason=finish or "stop", usage=usage)
@@ -180,6 +184,13 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 def _finish(choice: Mapping[str, Any]) -> str | None:
     reason = choice.get("finish_reason")
     return reason if isinstance(reason, str) else None
+
+
+def _extra(choice: Mapping[str, Any], message: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What a choice, or a streamed piece of one, holds beside its text: tool calls, a refusal, log probabilities."""
+    more = {key: value for key, value in message.items() if key not in ("role", "content") and value is not None}
+    extra = {"message": more, "logprobs": choice.get("logprobs")}
+    return {key: value for key, value in extra.items() if value} or None
 
 
 def _usage(reply: Mapping[str, Any]) -> dict[str, int] | None:

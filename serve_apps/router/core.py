@@ -196,6 +196,8 @@ class RouterCore(Live):
         decision = await self.decide(call)
         model = self._compiled.models[decision.model]
         sticky = sticky_key(model, call)
+        if decision.target is not None and (refused := decision.target.lacks(call)) is not None:
+            raise refused
         entry = decision.target.entry if decision.target else None
         plan: list[dict[str, Any]] = [_planned(decision.target) if decision.target else {"model": decision.model}]
         for target in self._fallbacks(decision, call):
@@ -228,7 +230,8 @@ class RouterCore(Live):
             if model is None:
                 yield Unavailable(f"the fallback model '{model_name}' of '{decision.model}' is not deployed")
                 continue
-            yield pick(model, version=version, sticky=sticky_key(model, call), live=self, roll=self._rng.random())
+            found = pick(model, version=version, sticky=sticky_key(model, call), live=self, roll=self._rng.random())
+            yield (found.lacks(call) or found) if isinstance(found, Target) else found
 
     # -- one call ------------------------------------------------------------------------------------------------
 
@@ -252,7 +255,8 @@ class RouterCore(Live):
             id=call.request_id,
             inputs=inputs,
             rows=call.rows,
-            parameters=call.parameters,
+            parameters={**call.parameters, **call.needs} if call.needs else call.parameters,
+            choices=call.choices,
             deadline_s=min(deadline.wall, now + entry.timeout_s),
             priority=call.priority,
         )

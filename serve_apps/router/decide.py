@@ -14,6 +14,7 @@ from cluster.errors import HeadraceError, InvalidConfig, NotFound, Unavailable
 from serve_apps.router import weights as weighting
 from serve_apps.router.adaptive import Candidate
 from serve_apps.router.breaker import admitted, usable
+from serve_apps.router.needs import lacking
 from serve_apps.router.rules import CompiledRoute, Subject, compile_route, question_of
 from serve_apps.table import ModelEntry, RoutingTable, VersionEntry
 
@@ -40,12 +41,12 @@ class Call:
 
     `headers`: lower-case names. `pinned`: the version that the caller insists on. `sticky`: a key given by the
     caller's code (a workflow's run id); otherwise the model's sticky header counts. `timeout_s`: what the caller is
-    willing to wait.
+    willing to wait. `needs`: fields that only some versions do (`needs_of`). `choices`: as in `InferRequest`.
     """
 
     __slots__ = (
-        "body", "caller", "deadline_s", "headers", "inputs", "model", "parameters", "pinned", "priority",
-        "request_id", "rows", "run", "sticky", "timeout_s", "vectors", "vectors_failed",
+        "body", "caller", "choices", "deadline_s", "headers", "inputs", "model", "needs", "parameters", "pinned",
+        "priority", "request_id", "rows", "run", "sticky", "timeout_s", "vectors", "vectors_failed",
     )  # fmt: skip
 
     def __init__(
@@ -65,6 +66,8 @@ class Call:
         timeout_s: float | None = None,
         deadline_s: float | None = None,
         run: str | None = None,
+        needs: Mapping[str, Any] | None = None,
+        choices: Sequence[int] = (),
     ):
         self.model = model
         self.inputs = inputs
@@ -80,6 +83,8 @@ class Call:
         self.timeout_s = timeout_s
         self.deadline_s = deadline_s
         self.run = run
+        self.needs = needs or {}
+        self.choices = choices
         self.vectors: Mapping[str, Sequence[float]] | None = None
         self.vectors_failed: str | None = None
 
@@ -107,6 +112,10 @@ class Target:
     entry: VersionEntry
     why: str
     probe: bool = False
+
+    def lacks(self, call: Call) -> HeadraceError | None:
+        """Why this version cannot do what `call` needs."""
+        return lacking(self.model.config, self.model.name, self.entry.version, call.needs) if call.needs else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,6 +82,8 @@ class Router(RouterCore):
         ask, so wait even for a host without a replica."""
         entry, config = target.entry, target.model.config
         chosen.model, chosen.version = target.model.name, entry.version
+        if (refused := target.lacks(call)) is not None:
+            return InferResult(error=refused)
         try:
             named = bind(target.model.name, config.task, entry.signature, call.inputs)
             inputs = check_inputs(entry.signature, named, call.rows, model=target.model.name)
@@ -206,6 +208,8 @@ class Router(RouterCore):
             if entry is None or not entry.ready or entry.ejected or entry.half_open:
                 continue
             copy = Target(model, entry, "mirror")
+            if copy.lacks(call) is not None:
+                continue
             request = replace(self._request(call, inputs, entry, deadline), priority=COPY_PRIORITY)
             if not self._mirrors.start(self._copy(copy, request, deadline)):
                 self.stats.copied(model.name, version, "dropped")
@@ -264,6 +268,8 @@ class Router(RouterCore):
         entry = target.entry
         chosen.model, chosen.version = target.model.name, entry.version
         chosen.attempts += 1
+        if (refused := target.lacks(call)) is not None:
+            raise refused
         inputs = check_inputs(entry.signature, call.inputs, call.rows, model=target.model.name)
         if target.model.entry.mirror:
             self._shadow(target, call, inputs, deadline)

@@ -22,7 +22,7 @@ from cluster.clock import SystemClock
 from cluster.config.models import Signature
 from cluster.errors import Overloaded
 from serve_apps.http.app import build_app
-from serve_apps.protocol import InferRequest, InferResult
+from serve_apps.protocol import InferRequest, InferResult, StreamChunk
 from serve_apps.router.service import Router
 from serve_apps.testing import FakeHost, FakeHosts, api_key, model_entry, table_of
 
@@ -33,6 +33,7 @@ pytestmark = [
 ]
 
 MIXED = Signature.model_validate(
+UPSTREAM = {"provider": "openai_compatible", "endpoint": "http://up.example.com/v1"}
     {
         "inputs": {"numbers": "FP32[3]", "names": "BYTES", "extra": "JSON?"},
         "outputs": {"numbers": "FP32[3]", "names": "BYTES", "total": "INT64", "seen": "JSON"},
@@ -67,6 +68,23 @@ def chat(request: InferRequest) -> InferResult:
 
 
 def embed(request: InferRequest) -> InferResult:
+CALLED = {"id": "call-1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Rome"}'}}
+ODDS = {"content": [{"token": "a", "logprob": -0.1, "bytes": None, "top_logprobs": []}]}
+
+
+def upstream(request: InferRequest) -> InferResult:
+    """What the openai_compatible provider makes of an endpoint's answers with tool calls."""
+    extra = {"message": {"tool_calls": [CALLED]}, "logprobs": ODDS}
+    rows = request.rows
+    return InferResult(outputs={"text": [""] * rows}, finish_reasons=["tool_calls"] * rows, extras=[extra] * rows)
+
+
+TOOL_PIECES = (
+    StreamChunk(extra={"message": {"tool_calls": [{**CALLED, "index": 0}]}}),
+    StreamChunk(extra={"message": {"tool_calls": [{"index": 0, "function": {"arguments": " "}}]}, "logprobs": ODDS}),
+)
+
+
     rows = [[float(len(text)), 0.5, -1.0] for text in request.inputs["text"]]
     return InferResult(outputs={"embedding": np.array(rows, dtype=np.float32)}, usage={"prompt_tokens": 2 * len(rows)})
 
@@ -82,6 +100,7 @@ class Server:
             "full-1.0.0": FakeHost(error=Overloaded("the queue is full", retry_after_s=0.01)),
             "embed-1.0.0": FakeHost(respond=embed),
         }
+            "up-1.0.0": FakeHost(respond=upstream, pieces=TOOL_PIECES),
         router = Router(hosts=FakeHosts(self.hosts), clock=SystemClock(), rng=random.Random(3))
         router.set_table(
             table_of(
@@ -90,6 +109,7 @@ class Server:
                 model_entry("full", task="chat"),
                 model_entry("embed", task="embedding"),
                 keys=[api_key("tester", "secret")],
+                model_entry("up", task="chat", config={"versions": {"1.0.0": UPSTREAM}}),
             )
         )
         config = uvicorn.Config(build_app(router), port=0, log_level="critical", lifespan="off")
@@ -240,7 +260,7 @@ MESSAGES: Any = [{"role": "system", "content": "be short"}, {"role": "user", "co
 
 def test_openai_models(sdk: openai.OpenAI) -> None:
     """The SDK lists models, and asks for one of them."""
-    assert [model.id for model in sdk.models.list()] == ["chat", "embed", "full", "mixed"]
+    assert [model.id for model in sdk.models.list()] == ["chat", "embed", "full", "mixed", "up"]
     assert sdk.models.retrieve("chat").id == "chat"
     with pytest.raises(openai.NotFoundError, match="no model or route"):
         sdk.models.retrieve("nope")
@@ -276,6 +296,32 @@ def test_openai_chat_stream(sdk: openai.OpenAI, count: int) -> None:
     assert reasons == ["stop"] * count
     assert usage is not None
     assert usage.completion_tokens == 3 * count
+
+TOOL: Any = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+
+
+def test_openai_tools_and_log_probabilities(sdk: openai.OpenAI, server: Server) -> None:
+    """A model behind an endpoint gets the tools as they are, and the SDK sees its tool calls and log probabilities."""
+    asked: Any = {"tools": [TOOL], "tool_choice": "required", "parallel_tool_calls": False, "logprobs": True}
+    answer = sdk.chat.completions.create(model="up", messages=MESSAGES, n=2, seed=3, **asked)
+    (request,) = server.hosts["up-1.0.0"].requests[-1:]
+    assert (request.parameters, request.choices) == ({"seed": 3, **asked}, [0, 1])
+    for choice in answer.choices:
+        (called,) = choice.message.tool_calls or []
+        assert called.to_dict() == CALLED
+        assert (choice.finish_reason, choice.message.content) == ("tool_calls", None)
+        assert choice.logprobs is not None
+        assert choice.logprobs.to_dict() == ODDS
+
+
+def test_openai_tool_calls_are_streamed(sdk: openai.OpenAI) -> None:
+    """The SDK's own accumulator puts the pieces of a tool call together."""
+    with sdk.chat.completions.stream(model="up", messages=MESSAGES, tools=[TOOL]) as stream:
+        (choice,) = stream.get_final_completion().choices
+    (called,) = choice.message.tool_calls or []
+    assert (called.id, called.function.name, called.function.arguments) == ("call-1", "weather", '{"city": "Rome"} ')
+    assert choice.logprobs is not None
+
 
 
 def test_openai_completions(sdk: openai.OpenAI, server: Server) -> None:

@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any, ClassVar
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cluster.clock import ManualClock, SystemClock
 from cluster.config.models import TASK_SIGNATURES, Signature, TensorSpec, VersionConfig
@@ -23,7 +25,7 @@ from cluster.errors import (
 from serve_apps.hosts.figures import NoMetrics
 from serve_apps.hosts.host import Host
 from serve_apps.hosts.testing import Echo, Letters
-from serve_apps.protocol import InferRequest, StreamChunk
+from serve_apps.protocol import InferRequest, StreamChunk, seed_of
 from serve_apps.providers.model import Answer
 
 
@@ -200,6 +202,35 @@ async def test_async_models_and_bare_dicts_are_served() -> None:
             "inputs": {"n": {"datatype": "INT32"}},
             "outputs": {"double": {"datatype": "INT32"}},
         }
+async def test_several_answers_to_one_prompt_have_seeds_of_their_own() -> None:
+    """The first answer is the one that a lone request gets; without choices, or without a seed, nothing changes."""
+    seen: list[Any] = []
+
+    class Recording(Echo):
+        def predict(self, items: list[dict[str, Any]]) -> list[str]:
+            seen.extend(item["parameters"].get("seed") for item in items)
+            return super().predict(items)
+
+    host = await running(Recording(), seed=7, batching={"max_batch_size": 1})
+    await host.infer([text("a", "a", "a", "b", "b", "b", choices=[0, 1, 2, 0, 1, 2])])
+    await host.infer([text("a", choices=[1], parameters={"seed": 7})])
+    assert seen == [7, seed_of(7, 1), seed_of(7, 2)] * 2 + [seed_of(7, 1)]
+    assert len(set(seen)) == 3
+    seen.clear()
+    await host.infer([text("a", "b")])
+    host = await running(Recording(), batching={"max_batch_size": 1})
+    await host.infer([text("a", "a", choices=[0, 1])])
+    assert seen == [7, 7, None, None]
+
+
+@given(st.integers(-(2**63), 2**63 - 1), st.integers(0, 127))
+def test_the_seed_of_an_answer_is_one_that_every_endpoint_takes(seed: int, choice: int) -> None:
+    """The first answer has the seed itself; the others' fit into 31 bits, and are always the same."""
+    derived = seed_of(seed, choice)
+    assert derived == seed if choice == 0 else 0 <= derived < 2**31
+    assert derived == seed_of(seed, choice)
+
+
 
         async def predict(self, items: list[dict[str, Any]]) -> list[Any]:
             await asyncio.sleep(0)

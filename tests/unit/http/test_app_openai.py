@@ -169,6 +169,31 @@ async def test_wrong_openai_bodies_name_the_parameter(
     assert answer.json()["error"]["param"] == param
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_choices_are_numbered_within_their_prompt(
+    client: httpx.AsyncClient, surface: Surface, stream: bool
+) -> None:
+    """So that each gets a seed of its own, and the first one is what a lone request gets."""
+    body = {"model": "chat", "prompt": ["a", "b"], "n": 2, "seed": 5, "stream": stream}
+    await client.post("/v1/completions", json=body)
+    host = surface.hosts["chat-1.0.0"]
+    asked = list(host.streamed if stream else host.requests)
+    assert [choice for request in asked for choice in request.choices] == [0, 1, 0, 1]
+    assert all(request.parameters["seed"] == 5 for request in asked)
+    await client.post("/v1/completions", json={**body, "n": 1})
+    lone = (host.streamed if stream else host.requests)[len(asked) :]
+    assert [list(request.choices) for request in lone] == ([[], []] if stream else [[]])
+
+
+async def test_dimensions_of_embeddings_are_asked_of_the_model(client: httpx.AsyncClient, surface: Surface) -> None:
+    """A model that can shorten its vectors does; the answer is checked all the same."""
+    body = {"model": "embed", "input": "a", "dimensions": 3}
+    assert (await client.post("/v1/embeddings", json=body)).status_code == 200
+    assert surface.hosts["embed-1.0.0"].requests[-1].parameters == {"dimensions": 3}
+    answer = await client.post("/v1/embeddings", json={**body, "dimensions": True})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "dimensions")
+
+
 async def test_openai_parameters_that_ask_for_nothing_are_taken(client: httpx.AsyncClient) -> None:
     """Values that clients send by default, and that change nothing, are no reason to refuse a request."""
     body = {**HELLO, "n": 1, "logprobs": False, "top_logprobs": 0, "tools": [], "tool_choice": "none", "store": False}

@@ -20,9 +20,11 @@ from cluster.errors import (
     UpstreamError,
 )
 from serve_apps.protocol import StreamChunk
+from serve_apps.providers import openai
 from serve_apps.providers.model import Answer
 from serve_apps.providers.openai import OpenAICompatible
 from serve_apps.providers.upstream import map_error
+from serve_apps.router.needs import NEEDS
 
 KEY = "sk-very-secret-value"
 
@@ -248,6 +250,46 @@ async def test_a_stream_that_breaks_off_is_an_error() -> None:
     upstream = Upstream(httpx.Response(500, json={"error": {"message": "no"}}))
     with pytest.raises(UpstreamError, match="answered 500: no"):
         _ = [chunk async for chunk in client(upstream).stream({"prompt": "hi"})]
+
+
+TOOL: dict[str, Any] = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+CALLED: dict[str, Any] = {"id": "call-1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
+
+
+async def test_what_only_the_endpoint_does_goes_there_and_its_answer_comes_back() -> None:
+    """Tools and log probabilities are sent as they are; tool calls come back beside the text, which may be null."""
+    message = {"role": "assistant", "content": None, "refusal": None, "tool_calls": [CALLED]}
+    odds = {"content": [{"token": "a", "logprob": -0.1}]}
+    choice = {"message": message, "finish_reason": "tool_calls", "logprobs": odds}
+    upstream = Upstream(httpx.Response(200, json={"choices": [choice]}))
+    asked = {"tools": [TOOL], "tool_choice": "auto", "parallel_tool_calls": False, "logprobs": True, "top_logprobs": 2}
+    (answer,) = await client(upstream).predict([{"prompt": "hi", "parameters": {**asked, "raw": False}}])
+    assert isinstance(answer, Answer)
+    assert (answer.outputs, answer.finish_reason) == ({"text": ""}, "tool_calls")
+    assert answer.extra == {"message": {"tool_calls": [CALLED]}, "logprobs": odds}
+    assert {key: value for key, value in upstream.body().items() if key not in ("model", "messages")} == asked
+
+
+async def test_pieces_of_tool_calls_are_streamed_as_they_come() -> None:
+    """A piece without text is passed on too; one with neither text nor anything else is not."""
+    pieces = [
+        {"role": "assistant", "content": None, "tool_calls": [{"index": 0, "id": "call-1"}]},
+        {"tool_calls": [{"index": 0, "function": {"arguments": "{}"}}]},
+        {"role": "assistant"},
+    ]
+    parts = [{"choices": [{"delta": piece, "finish_reason": None}]} for piece in pieces]
+    model = client(Upstream(events(*parts, delta(finish="tool_calls"))))
+    chunks = [chunk async for chunk in model.stream({"prompt": "hi", "parameters": {"tools": [TOOL]}})]
+    assert chunks == [
+        StreamChunk(extra={"message": {"tool_calls": [{"index": 0, "id": "call-1"}]}}),
+        StreamChunk(extra={"message": {"tool_calls": [{"index": 0, "function": {"arguments": "{}"}}]}}),
+        StreamChunk(finish_reason="tool_calls"),
+    ]
+
+
+def test_all_that_only_an_endpoint_does_is_passed_to_it() -> None:
+    """What the router lets through for this provider must not get lost in it."""
+    assert set(NEEDS) <= set(openai._PASSED)
 
 
 async def test_an_item_without_a_chat_fails_alone() -> None:
