@@ -47,9 +47,10 @@ SemVer = Annotated[str, Field(pattern=r"^\d+\.\d+\.\d+$")]
 
 
 class Strict(BaseModel):
-    """Frozen, and an unknown key is an error."""
+    """Frozen; an unknown key is an error, and so is a number that is none (`.inf`, `.nan`): no time, share or limit
+    can be compared with it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
 
 class SecretRef(Strict):
@@ -176,7 +177,7 @@ class ReleaseConfig(Strict):
     steps: tuple[Annotated[float, Field(gt=0, le=100)], ...] = Field(default=(5, 25, 50, 100), min_length=1)
     step_duration: Seconds = Field(default=300, ge=0, description="seconds; '5m' is accepted")
     analysis: AnalysisConfig = AnalysisConfig()
-    guard: dict[str, float] = Field(default_factory=lambda: {"error_rate": 0.2})
+    guard: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=lambda: {"error_rate": 0.2})
 
     @model_validator(mode="after")
     def _ascending(self) -> ReleaseConfig:

@@ -42,15 +42,16 @@ class Keys:
             raise InvalidInput("a key's name has 1 to 200 printable characters, and is not `.` or `..`")
         core = self._core
         async with core.lock:
+            facts: list[Any] = []
             if any(key.name == name for key in core.state.keys.values()):
                 if not payload.flag("replace"):
                     raise Conflict(f"there is a key {name!r} already: revoke it first, or choose another name")
-                await core.write(e.KeyRevoked(at=core.now(), name=name))
+                facts.append(e.KeyRevoked(at=core.now(), name=name))
             key = KEY_PREFIX + self._random_key()
             expires_at = core.now() + expires_in_s if expires_in_s is not None else None
-            await core.write(
-                e.KeyCreated(at=core.now(), name=name, sha256=hash_key(key), role=role, expires_at=expires_at)
-            )
+            made = e.KeyCreated(at=core.now(), name=name, sha256=hash_key(key), role=role, expires_at=expires_at)
+            # Both or none: a crash between them would leave the name without a key.
+            await core.write(*facts, made)
         return {"key": key, "name": name, "role": role, "expires_at": expires_at}
 
     async def list(self, payload: Payload) -> dict[str, Any]:

@@ -26,11 +26,16 @@ class _Recent:
     parts: deque[tuple[float, Counts]] = field(default_factory=deque)
 
     def add(self, now: float, counts: Counts) -> None:
+        # Here too: nobody asks for the total of a version that is in no release, and reports come every second.
+        self._forget_older(now)
         self.parts.append((now, counts))
 
-    def total(self, now: float) -> Counts:
+    def _forget_older(self, now: float) -> None:
         while self.parts and self.parts[0][0] < now - RECENT_S:
             self.parts.popleft()
+
+    def total(self, now: float) -> Counts:
+        self._forget_older(now)
         total = Counts()
         for _, counts in self.parts:
             total.add(counts)

@@ -9,6 +9,9 @@ from cluster.errors import InvalidInput
 
 __all__ = ["Payload"]
 
+MAX_NUMBER = 1e15
+"""Whatever is counted, weighed or timed here is far below; a time beyond it is past the end of calendars."""
+
 
 class Payload:
     """One call's arguments. `by` is the caller's key name, for the records."""
@@ -52,7 +55,8 @@ class Payload:
         return self._number(self.mapping(name).get(key), f"{name}.{key}")
 
     def _number(self, value: Any, name: str) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+        # Infinity and NaN are numbers to Python's JSON reader, and no time, weight or score to anybody.
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < MAX_NUMBER:
             raise InvalidInput(f"{self._method}: `{name}` must be a number", details={"field": name})
         return float(value)
 

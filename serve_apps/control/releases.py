@@ -1,51 +1,41 @@
-"""Releases as operators and the clock drive them: start, watch, move, end. What moves is decided in `decide`."""
+"""Releases as operators drive them: start, watch, move, end. By the clock they are driven in `release_clock`."""
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 from pydantic import ValidationError
 
 from cluster.config.models import ReleaseConfig
 from cluster.errors import Conflict, InvalidInput, NotFound
-from cluster.promotions import PromotionRecord
-from cluster.promotions import record_promotion as write_promotion
-from cluster.storage.port import Bucket
 from serve_apps.control import events as e
 from serve_apps.control.apply import begun
-from serve_apps.control.breaker import BreakerState
-from serve_apps.control.checks import GOLDEN_BACK_S, GOLDEN_S, MoveChecks
+from serve_apps.control.checks import GOLDEN_S, MoveChecks
 from serve_apps.control.core import Core
-from serve_apps.control.decide import GUARDS, Decision, Looks, Progress, Seen, decide
-from serve_apps.control.deployments import content_of
+from serve_apps.control.decide import GUARDS
 from serve_apps.control.observations import Observations
 from serve_apps.control.payload import Payload
 from serve_apps.control.plan import semver
 from serve_apps.control.release import Release, ReleasePlan, ReleaseState, plan_release
+from serve_apps.control.release_moves import ReleaseMoves
 from serve_apps.control.samples import Counts
 from serve_apps.control.state import ModelState
-from serve_apps.control.tables import model_config, model_target
+from serve_apps.control.tables import model_config
 
 __all__ = ["Releases"]
 
-_log = logging.getLogger(__name__)
 _ENDED = {ReleaseState.PROMOTED: 100.0, ReleaseState.ROLLED_BACK: 0.0}
 """The candidate's share once it is all over."""
 
 
 class Releases:
-    """Operations `release_plan|start|status|show|promote|pause|resume|rollback|history` and `promotions`; `tick` every
-    second."""
+    """Operations `release_plan|start|status|show|promote|pause|resume|rollback|history` and `promotions`."""
 
-    def __init__(self, core: Core, *, bucket: Bucket, observations: Observations, checks: MoveChecks):
+    def __init__(self, core: Core, *, moves: ReleaseMoves, observations: Observations, checks: MoveChecks):
         self._core = core
         self._checks = checks
-        self._bucket = bucket
+        self._moves = moves
         self._seen = observations
-        self._recorded: set[str] = set()
-
-    # ---- operators ----
 
     async def start(self, payload: Payload) -> dict[str, Any]:
         """Move the first share of a model's traffic to `candidate`, after its signature and golden requests."""
@@ -170,13 +160,13 @@ class Releases:
         release = self._of(payload, running=True)
         if not payload.flag("force"):
             await self._checks.require(release.model, frm=release.stable, to=release.candidate, timeout_s=GOLDEN_S)
-        return await self._by_hand(payload, "promote", {ReleaseState.RUNNING, ReleaseState.PAUSED})
+        return await self._by_hand(payload, "promote", {ReleaseState.RUNNING, ReleaseState.PAUSED}, checked=release)
 
     async def rollback(self, payload: Payload) -> dict[str, Any]:
         release = self._of(payload, running=True)
         if not payload.flag("force"):
             await self._checks.require(release.model, frm=release.stable, to=release.stable, timeout_s=GOLDEN_S)
-        return await self._by_hand(payload, "roll_back", {ReleaseState.RUNNING, ReleaseState.PAUSED})
+        return await self._by_hand(payload, "roll_back", {ReleaseState.RUNNING, ReleaseState.PAUSED}, checked=release)
 
     def _of(self, payload: Payload, *, running: bool) -> Release:
         name, state = payload.text("model"), self._core.state
@@ -186,33 +176,47 @@ class Releases:
             release = next((item for item in reversed(state.releases.values()) if item.model == name), None)
         if release is None:
             raise NotFound(f"{name} has no release{' in progress' if running else ''}")
+        meant = payload.optional_text("id")
+        if meant is not None and meant != release.id:
+            raise Conflict(f"the release of {name} is {release.id} now, not {meant}")
         return release
 
-    async def _by_hand(self, payload: Payload, move: Any, allowed: set[ReleaseState]) -> dict[str, Any]:
+    async def _by_hand(
+        self, payload: Payload, move: Any, allowed: set[ReleaseState], *, checked: Release | None = None
+    ) -> dict[str, Any]:
+        """`checked`: the release whose checks have passed; another one may have begun meanwhile."""
         async with self._core.lock:
             release = self._of(payload, running=True)
+            if checked is not None and release.id != checked.id:
+                raise Conflict(f"the release {checked.id} of {release.model} has ended; {release.id} runs now")
             if release.state not in allowed:
                 raise Conflict(f"the release of {release.model} is {release.state.value}")
             why = payload.optional_text("reason") or "by hand"
-            await self._move(release, move, why, {}, by=payload.by or "operator")
+            await self._moves.move(release, move, why, {}, by=payload.by or "operator")
             view = self._view(release)
-        await self.record_promotions()
+        await self._moves.record_promotions()
         return view
 
     async def record_promotion(self, payload: Payload) -> dict[str, Any]:
         """Record a promotion without a release: a first version has no stable one to be compared with."""
         name, version, reason = payload.text("model"), payload.text("version"), payload.optional_text("reason")
-        model = self._core.model(name)
-        known = model.versions.get(version)
-        if known is None or known.serving is None:
-            raise Conflict(f"{name} {version} is not ready here, so nothing can be said about it")
+        self._ready(name, version)
         if not reason:
             raise InvalidInput("a promotion without a release needs a `reason`: it is recorded")
         await self._checks.require(name, frm=version, to=version, timeout_s=GOLDEN_S)
         async with self._core.lock:
-            await self._core.write(self._promotion(model, name, version, override=f"{reason} (by {payload.by})"))
-        await self.record_promotions()
+            model = self._ready(name, version)
+            await self._core.write(self._moves.promotion(model, name, version, override=f"{reason} (by {payload.by})"))
+        await self._moves.record_promotions()
         return self._promotion_rows(f"{name} {version}")[0]
+
+    def _ready(self, name: str, version: str) -> ModelState:
+        """The model, if this version of it serves. Looked at again after every check: those take time."""
+        model = self._core.model(name)
+        known = model.versions.get(version)
+        if known is None or known.serving is None:
+            raise Conflict(f"{name} {version} is not ready here, so nothing can be said about it")
+        return model
 
     async def promotions(self, payload: Payload) -> dict[str, Any]:
         return {"promotions": self._promotion_rows(None)}
@@ -222,7 +226,7 @@ class Releases:
         return [item.model_dump() for key, item in found.items() if only in (None, key)]
 
     def _view(self, release: Release) -> dict[str, Any]:
-        decision = None if release.state.ended else self._decide(release)
+        decision = None if release.state.ended else self._moves.decide(release)
         return {
             "id": release.id,
             "model": release.model,
@@ -254,160 +258,6 @@ class Releases:
             },
             "history": list(release.history),
         }
-
-    # ---- by the clock ----
-
-    async def tick(self) -> None:
-        """Count what came in, decide, and move. Raises `Fenced`."""
-        for name in list(self._core.state.active):
-            move = await self._observe(name)
-            if move is not None:
-                await self._carry_out(*move)
-
-    async def _observe(self, name: str) -> tuple[Release, Decision] | None:
-        core = self._core
-        async with core.lock:
-            release = core.state.release_of(name)
-            if release is None:
-                return None
-            mine, theirs = self._seen.take(name, release.candidate), self._seen.take(name, release.stable)
-            if not (mine.empty and theirs.empty):
-                await core.write(self._observed(release, theirs, mine, None))
-            decision = self._decide(release)
-            if decision.looks is not None:
-                looks = decision.looks.model_dump(mode="json")
-                await core.write(self._observed(release, Counts(), Counts(), looks))
-            if decision.action == "hold":
-                return None
-            if release.state is ReleaseState.PAUSED and decision.reason not in ("guard", "breaker"):
-                return None  # in a pause only guard rails act
-            return release, decision
-
-    def _observed(self, release: Release, theirs: Counts, mine: Counts, looks: dict[str, Any] | None) -> Any:
-        return e.ReleaseObserved(
-            at=self._core.now(),
-            id=release.id,
-            model=release.model,
-            stable=theirs.model_dump(mode="json"),
-            candidate=mine.model_dump(mode="json"),
-            looks=looks,
-        )
-
-    def _decide(self, release: Release) -> Decision:
-        now, state = self._core.now(), self._core.state
-        breaker = state.breakers.get(model_target(release.model, release.candidate))
-        if breaker is not None and breaker.state is BreakerState.OPEN:
-            why = f"the circuit breaker of {release.candidate} opened"
-            return Decision(action="roll_back", reason="breaker", why=why)
-        progress = Progress(
-            plan=release.plan,
-            step=release.step,
-            step_started_at=release.step_started_at,
-            looks=Looks.model_validate(release.looks),
-        )
-        stable, candidate = (
-            Seen(strata=strata, recent=self._seen.recent(release.model, version, now))
-            for version, strata in (
-                (release.stable, release.strata_stable),
-                (release.candidate, release.strata_candidate),
-            )
-        )
-        return decide(progress, stable, candidate, now)
-
-    async def _carry_out(self, release: Release, decision: Decision) -> None:
-        move: Any = decision.action
-        why, figures, step = decision.why, dict(decision.figures), release.step
-        figures["reason"] = decision.reason
-        if move == "roll_back":
-            # The way back must not depend on anything that can fail: weights first, the check is a note.
-            problems = await self._checks.problems(release.model, to=release.stable, timeout_s=GOLDEN_BACK_S)
-            if problems and decision.reason != "guard":
-                figures["stable_check"] = problems
-        else:
-            problems = await self._checks.problems(
-                release.model, frm=release.stable, to=release.candidate, timeout_s=GOLDEN_S
-            )
-            if problems:
-                move, why = "roll_back", f"the candidate failed its check before the next step: {'; '.join(problems)}"
-        async with self._core.lock:
-            current = self._core.state.release_of(release.model)
-            if current is None or current.id != release.id or current.step != step:
-                return  # an operator was faster
-            if current.state is ReleaseState.PAUSED and move != "roll_back":
-                return
-            await self._move(current, move, why, figures, by="")
-        await self.record_promotions()
-
-    async def _move(self, release: Release, move: Any, why: str, figures: dict[str, Any], *, by: str) -> None:
-        """Write one transition, with the weights that follow from it. The caller holds the lock."""
-        core = self._core
-        model = core.state.models[release.model]
-        weights: dict[str, float] | None = None
-        facts: list[Any] = []
-        none = dict.fromkeys(model.weights, 0.0)
-        if move == "advance":
-            share = release.plan.steps[release.step + 1]
-            weights = {**none, release.stable: 100.0 - share, release.candidate: share}
-        elif move == "promote":
-            weights = {**none, release.candidate: 100.0}
-            facts.append(self._promotion(model, release.model, release.candidate, release=release, figures=figures))
-        elif move == "roll_back":
-            weights = {**none, **{v: w for v, w in release.weights_before.items() if v in model.versions}}
-        moved = e.ReleaseMoved(
-            at=core.now(),
-            id=release.id,
-            model=release.model,
-            move=move,
-            weights=weights,
-            why=why,
-            figures=figures,
-            by=by,
-        )
-        self._seen.forget(release.model, (release.stable, release.candidate))
-        await core.write(moved, *facts)
-        _log.info("release %s of %s: %s: %s", release.id, release.model, move, why)
-
-    # ---- evidence for other environments ----
-
-    def _promotion(
-        self,
-        model: ModelState,
-        name: str,
-        version: str,
-        *,
-        release: Release | None = None,
-        figures: dict[str, Any] | None = None,
-        override: str | None = None,
-    ) -> Any:
-        serving = model.versions[version].serving
-        assert serving is not None
-        return e.PromotionRecorded(
-            at=self._core.now(),
-            model=name,
-            version=version,
-            fingerprint=content_of(model.config, serving, version),
-            release=release.id if release else None,
-            figures=figures or {},
-            override=override,
-        )
-
-    async def record_promotions(self) -> None:
-        """Bring promotions into the bucket, where other environments read them. Repeated until it has worked."""
-        environment = (self._core.state.settings or {}).get("environment", "dev")
-        for item in list(self._core.state.promotions.values()):
-            record = PromotionRecord(
-                environment=environment,
-                model=item.model,
-                version=item.version,
-                fingerprint=item.fingerprint,
-                at=item.at,
-                release=item.release,
-                figures=item.figures,
-            )
-            if record.key in self._recorded:
-                continue
-            await write_promotion(self._bucket, record)
-            self._recorded.add(record.key)
 
 
 def _totals(strata: list[Counts]) -> dict[str, Any]:

@@ -19,6 +19,8 @@ from serve_apps.control.keys import Keys
 from serve_apps.control.observations import Observations
 from serve_apps.control.payload import Payload
 from serve_apps.control.prefetching import Prefetching
+from serve_apps.control.release_clock import ReleaseClock
+from serve_apps.control.release_moves import ReleaseMoves
 from serve_apps.control.releases import Releases
 from serve_apps.control.slots import Slots
 from serve_apps.control.supervisor import Supervisor
@@ -48,7 +50,9 @@ class ControlPlane:
         self._seen = Observations()
         self._breakers = Breakers(core)
         self._slots = Slots(core)
-        self._releases = Releases(core, bucket=bucket, observations=self._seen, checks=checks)
+        self._moves = ReleaseMoves(core, bucket=bucket, observations=self._seen)
+        self._releases = Releases(core, moves=self._moves, observations=self._seen, checks=checks)
+        self._clock = ReleaseClock(core, moves=self._moves, observations=self._seen, checks=checks)
         self._feedback = Feedback(core, self._seen)
         self._prefetching = Prefetching(core, self._seen, self.supervisor)
         self._reported = asyncio.Event()
@@ -173,11 +177,11 @@ class ControlPlane:
     async def beat(self) -> None:
         """What is due by time or by the last reports: breakers, releases, prefetching. Raises `Fenced`."""
         await self._breakers.tick()
-        await self._releases.tick()
+        await self._clock.tick()
         await self._prefetching.tick()
 
     async def _beat(self) -> None:
-        await self._safely(self._releases.record_promotions)
+        await self._safely(self._moves.record_promotions)
         while not self._stopping.is_set() and not self._core.fenced:
             self._reported.clear()
             await self._safely(self.beat)
@@ -216,5 +220,6 @@ class ControlPlane:
     async def close(self) -> None:
         self._stopping.set()
         self._core.wake.set()
+        await self._clock.close()
         await self.supervisor.close()
         await self._core.journal.close()

@@ -40,7 +40,7 @@ __all__ = [
 class Body(BaseModel):
     """What a caller sends: an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
 
 class View(BaseModel):

@@ -110,6 +110,16 @@ async def test_the_life_of_a_model_over_http(client: httpx.AsyncClient, plane: C
     assert decisions(plane.core.state) == {("m", "start"): 1, ("m", "pause"): 1, ("m", "promote"): 1}
 
 
+@pytest.mark.parametrize("number", ["Infinity", "-Infinity", "NaN", "1e999"])
+async def test_numbers_that_are_none_make_no_key(client: httpx.AsyncClient, number: str) -> None:
+    """A time that no clock reaches is refused, and no key is made whose text nobody was told."""
+    text = f'{{"name": "a", "expires_in_s": {number}}}'
+    made = await client.post("/admin/keys", content=text, headers={"content-type": "application/json"})
+    assert made.status_code == 400, made.text
+    assert "expires_in_s" in made.text
+    assert [key["name"] for key in (await client.get("/admin/keys")).json()["keys"]] == ["ops"]
+
+
 async def test_invoke_keys_may_not_operate(client: httpx.AsyncClient) -> None:
     """Admin routes need the operate role; feedback needs invoke; no key is 401."""
     made = await client.post("/admin/keys", json={"name": "app", "role": "invoke"})
