@@ -13,6 +13,7 @@ from serve_apps.http import oip, openai
 from serve_apps.http import schemas as s
 from serve_apps.http.deps import Caller, require
 from serve_apps.http.docs_page import add_docs
+from serve_apps.http.document import complete
 from serve_apps.http.exchange import Exchange, Reply, StreamReply
 from serve_apps.http.explain import ExplainBody, ExplainResponse, explain
 from serve_apps.http.gate import Gate, Lane
@@ -24,6 +25,16 @@ __all__ = ["build_app"]
 _DESCRIPTION = """Models by the Open Inference Protocol (`/v2`) and the OpenAI API (`/v1`), durable workflows, and their
 administration. Send an API key as `Authorization: Bearer …` or `x-api-key`."""
 _PREFIX = "/v2/models/"
+_READ_BY_HANDLERS = (
+    s.InferenceRequest,
+    s.ChatCompletionRequest,
+    s.CompletionRequest,
+    s.EmbeddingRequest,
+    s.Problem,
+    s.ProtocolError,
+    s.OpenAIError,
+)
+"""Schemas that the document refers to and no route names to the framework."""
 
 Invoke = Annotated[Caller, Depends(require("invoke"))]
 
@@ -50,7 +61,7 @@ def build_app(
     app.include_router(_own_routes(router))
     for extra in routers:
         app.include_router(extra)
-    _secure(app)
+    _document(app)
     return Gate(app, router, lane_finder(router), id_header=id_header, watch=watch, open_prefixes=open_prefixes)
 
 
@@ -296,30 +307,16 @@ def _own_routes(router: Router) -> APIRouter:
     return api
 
 
-def _secure(app: FastAPI) -> None:
-    """Say in the OpenAPI document that keys are needed, and add the schemas that only handlers know."""
+def _document(app: FastAPI) -> None:
+    """Complete the OpenAPI document when it is first asked for."""
     plain = app.openapi
 
     def openapi() -> dict[str, Any]:
-        if app.openapi_schema:
-            return app.openapi_schema
-        document = plain()
-        components = document.setdefault("components", {})
-        schemas = components.setdefault("schemas", {})
-        for model in (s.InferenceRequest, s.ChatCompletionRequest, s.CompletionRequest, s.EmbeddingRequest, s.Problem):
-            schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
-            schemas.update(schema.pop("$defs", {}))
-            schemas[model.__name__] = schema
-        components["securitySchemes"] = {
-            "bearer": {"type": "http", "scheme": "bearer"},
-            "apiKey": {"type": "apiKey", "in": "header", "name": "x-api-key"},
-        }
-        document["security"] = [{"bearer": []}, {"apiKey": []}]
-        for path in ("/healthz", "/v2/health/live", "/v2/health/ready"):
-            for operation in document["paths"].get(path, {}).values():
-                operation["security"] = []
-        app.openapi_schema = document
-        return document
+        if not app.openapi_schema:
+            plain()
+            assert app.openapi_schema is not None
+            complete(app.openapi_schema, _READ_BY_HANDLERS)
+        return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
 

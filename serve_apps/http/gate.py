@@ -13,6 +13,8 @@ from typing import Any
 
 from cluster.errors import HeadraceError, InternalError, TooLarge
 from serve_apps.http.deps import CLUSTER, authenticate, require_role
+from serve_apps.http.docs_page import DOCS_PATHS
+from serve_apps.http.document import OPEN
 from serve_apps.http.exchange import Exchange, Reply, StreamReply, error_reply
 from serve_apps.router.service import Router
 
@@ -27,9 +29,7 @@ Find = Callable[[str], Lane | None]
 
 TRUSTED = "headrace.trusted"
 """Scope key of calls that came over a Serve handle. No HTTP client can set it."""
-_OPEN = frozenset(
-    {"/healthz", "/docs", "/openapi.json", "/v2/health/live", "/v2/health/ready", "/docs/oauth2-redirect"}
-)
+_OPEN = DOCS_PATHS.union(OPEN)
 _UPLOADS = "/workflows/"
 _WATCH_AFTER_S = 0.05
 

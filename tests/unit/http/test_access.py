@@ -11,13 +11,16 @@ import httpx
 import pytest
 
 from cluster.clock import ManualClock
-from serve_apps.http import admin, feedback, runs
+from serve_apps.http import admin, alerts, feedback, runs
 from serve_apps.http.app import build_app
 from serve_apps.http.gate import Gate
 from serve_apps.router.service import Router
 from serve_apps.testing import FakeHosts, api_key, model_entry, table_of
 
-OPEN = {"/healthz", "/docs", "/openapi.json", "/v2/health/live", "/v2/health/ready"}
+OPEN = {
+    "/healthz", "/v2/health/live", "/v2/health/ready", "/openapi.json",
+    "/docs", "/docs/swagger-ui-bundle.js", "/docs/swagger-ui.css", "/docs/favicon.png",
+}  # fmt: skip
 """What needs no key; a path that is added here is a decision."""
 
 
@@ -35,7 +38,12 @@ def gate() -> Gate:
         table_of(model_entry("m"), keys=[api_key("app", "invoke-secret"), api_key("boss", "operate-secret", "operate")])
     )
     nowhere: Any = Unreachable()
-    routers = [runs.build_router(nowhere, nowhere), admin.build_router(nowhere), feedback.build_router(nowhere)]
+    routers = [
+        runs.build_router(nowhere, nowhere),
+        admin.build_router(nowhere),
+        alerts.build_router(nowhere),
+        feedback.build_router(nowhere),
+    ]
     return build_app(router, routers=routers, watch=False)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import AsyncIterator
 
@@ -255,11 +256,33 @@ async def test_error_answers_say_what_was_chosen(client: httpx.AsyncClient, surf
     assert answer.headers["x-headrace-attempts"] == "2"
 
 
-async def test_the_docs_page_lists_every_path_without_the_network(client: httpx.AsyncClient) -> None:
-    """`/docs` needs no key, and names the paths in its own text, for browsers that cannot fetch Swagger UI."""
+async def test_the_docs_page_needs_neither_a_key_nor_the_internet(client: httpx.AsyncClient) -> None:
+    """`/docs` and everything that it loads come from this process, and its own text names the paths."""
     page = await client.get("/docs", headers={"authorization": ""})
     assert page.status_code == 200
     place = page.text.index('<div id="swagger-ui"><h1>')
     for path in ("/v2/models/{model}/infer", "/v1/chat/completions", "/explain"):
         assert f"<code>{path}</code>" in page.text[place:]
-    assert "swagger-ui-bundle" in page.text
+    assert "http://" not in page.text
+    assert "https://" not in page.text
+    loaded = re.findall(r'(?:src|href)="(docs/[^"]+)"', page.text)
+    assert len(loaded) == 3
+    for path in loaded:
+        answer = await client.get("/" + path, headers={"authorization": ""})
+        assert answer.status_code == 200
+        assert len(answer.content) > 1000
+
+
+async def test_openapi_says_which_errors_come(client: httpx.AsyncClient) -> None:
+    """Each operation that needs a key names its errors in the shape that its path really answers with."""
+    paths = (await client.get("/openapi.json")).json()["paths"]
+    for path, schema in (
+        ("/v1/models", "OpenAIError"),
+        ("/v2/models/{model}", "ProtocolError"),
+        ("/explain", "Problem"),
+        ("/admin/keys", "Problem"),
+    ):
+        for operation in paths.get(path, {}).values():
+            for status in ("4XX", "5XX"):
+                assert schema in json.dumps(operation["responses"][status]["content"])
+    assert "HTTPValidationError" not in json.dumps(paths)
