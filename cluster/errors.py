@@ -22,6 +22,7 @@ __all__ = [
     "InternalError",
     "InvalidConfig",
     "InvalidInput",
+    "LayoutChanged",
     "ModelError",
     "NotFound",
     "ObjectNotFound",
@@ -143,6 +144,12 @@ class Unavailable(HeadraceError):
     code = "unavailable"
     status = 503
     retryable = True
+
+
+class LayoutChanged(Unavailable):
+    """The environment has another number of shards than the sender thought; `details` hold the layouts."""
+
+    code = "layout_changed"
 
 
 class UpstreamError(HeadraceError):

@@ -16,9 +16,10 @@ class Holder:
     """One life of a shard. `report` says what to send, `take` what an answer changes; both may be called at any time,
     and an answer that never comes is made good by the next report."""
 
-    def __init__(self, *, shard: int, life: int, fence: int = 0) -> None:
-        """`fence`: the highest that this shard, in any of its lives, has used."""
+    def __init__(self, *, shard: int, life: int, fence: int = 0, shards: int = 1) -> None:
+        """`fence`: the highest that this shard, in any of its lives, has used. `shards`: how many hold runs."""
         self.shard = shard
+        self.shards = shards
         self.life = life
         self.arbiter = 0
         self.asked: dict[int, Ask] = {}
@@ -61,6 +62,7 @@ class Holder:
             ops=tuple(op for op, _ in zip(self._ops, range(MOST_OPS), strict=False)),
             seen=self._seen,
             hello=self._hello,
+            shards=self.shards,
         )
 
     def take(self, reply: Reply) -> list[Grant]:

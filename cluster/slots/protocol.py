@@ -43,7 +43,7 @@ class Report:
     """From a shard. `life` grows with its restarts; `arbiter` is the life of the arbiter it speaks to (0: of none it
     knows). `ops` are changes since the hello, the first one's number being `first`: an ask, or a ticket that is done
     (ended, or not wanted any more). `seen`: grants up to this number have arrived. `hello` comes with every report
-    until one was answered.
+    until one was answered. `shards`: how many hold runs, as far as this one knows.
     """
 
     shard: int
@@ -53,6 +53,7 @@ class Report:
     ops: tuple[Ask | int, ...]
     seen: int
     hello: Hello | None = None
+    shards: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

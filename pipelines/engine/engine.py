@@ -125,6 +125,13 @@ class Engine:
         """The digests of the folders of all definitions, old ones included."""
         return frozenset(plan.bundle for plan in self._core.state.plans.values() if plan.bundle is not None)
 
+    def definitions(self) -> list[dict[str, Any]]:
+        """All definitions as `register` takes them, the newest of each name after its older ones."""
+        state = self._core.state
+        newest = set(state.latest.values())
+        plans = sorted(state.plans.values(), key=lambda plan: plan.digest in newest)
+        return [{"name": plan.name, "spec": plan.raw, "bundle": plan.bundle, "scripts": plan.scripts} for plan in plans]
+
     def plan(self, digest: str) -> Plan:
         """A definition by its digest. Raises `NotFound`."""
         return self._core.state.plan(digest)

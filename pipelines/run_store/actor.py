@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
@@ -19,10 +20,12 @@ from cluster.config.models import Config, SecretRef
 from cluster.config.secrets import Secrets
 from cluster.config.wire import from_wire
 from cluster.errors import Fenced, HeadraceError, InternalError, ObjectNotFound, StorageUnavailable, Unavailable
+from cluster.layout import Layouts
 from cluster.storage import Bucket, open_bucket
 from cluster.storage.probe import check_bucket
 from pipelines.engine.core import EngineLimits
 from pipelines.run_store.control_link import ControlLink, RayControl
+from pipelines.run_store.layouts import read_layouts, settle_layouts
 from pipelines.run_store.outbound import OutboundPolicy
 from pipelines.run_store.service import RunStore
 from pipelines.run_store.settings import StoreSettings
@@ -32,8 +35,9 @@ __all__ = ["METHODS", "RunStoreActor", "build_store"]
 
 METHODS = frozenset(
     {
-        "cancel", "collect", "collection", "events", "get", "items", "list", "logs", "output", "register",
-        "replay_webhook", "resume", "signal", "slots", "submit", "workflow", "workflows",
+        "cancel", "collect", "collection", "definitions", "events", "get", "items", "layouts", "list", "logs", "output",
+        "register", "repeated", "replay_webhook", "resume", "signal", "slots", "submit", "take_definitions", "workflow",
+        "workflows",
     }
 )  # fmt: skip
 START_WAIT_S = 20.0
@@ -114,8 +118,8 @@ class RunStoreActor:
         bucket: Bucket | None = None
         store: RunStore | None = None
         try:
-            config, bucket = await self._configure(adopted=adopted)
-            store = await self._start(config, bucket)
+            config, bucket, layouts = await self._configure(adopted=adopted)
+            store = await self._start(config, bucket, layouts)
             _tame_collector()
             self._store, self._failure = store, None
             self._ready.set()
@@ -134,33 +138,36 @@ class RunStoreActor:
             if bucket is not None:
                 await bucket.close()
 
-    async def _configure(self, *, adopted: bool) -> tuple[Config, Bucket]:
-        """The configuration, and its bucket. Ray restarts an actor with its first arguments, so what it adopted since
-        is kept in the bucket."""
+    async def _configure(self, *, adopted: bool) -> tuple[Config, Bucket, Layouts]:
+        """The configuration, its bucket, and how many shards there are and were. Ray restarts an actor with its first
+        arguments, so what it adopted since is kept in the bucket."""
         config = from_wire(self._wire)
         bucket = _open(config)
         key = f"runs/{self._shard}/config.json"
         while True:
             try:
                 await check_bucket(bucket, ids=SystemIds())
+                layouts: Layouts | None = None
                 if not adopted and _restarted():
-                    self._wire = orjson.loads(await bucket.get(key))
-                    await bucket.close()
-                    config = from_wire(self._wire)
-                    bucket = _open(config)
-                else:
+                    with contextlib.suppress(ObjectNotFound):
+                        self._wire = orjson.loads(await bucket.get(key))
+                        await bucket.close()
+                        config = from_wire(self._wire)
+                        bucket = _open(config)
+                    layouts = await read_layouts(bucket)
+                if layouts is None:
+                    # First the layout: the first of a later release tells from these files how many shards there were.
+                    layouts = await settle_layouts(bucket, config.state.shards, now=SystemClock().now())
                     await bucket.put(key, orjson.dumps(self._wire))
-                return config, bucket
-            except ObjectNotFound:
-                return config, bucket
+                return config, bucket, layouts
             except StorageUnavailable as error:
                 # A bucket that is away is no reason to die: callers are told why, and it is tried again.
                 self._failure = error
                 await asyncio.sleep(2.0)
 
-    async def _start(self, config: Config, bucket: Bucket) -> RunStore:
+    async def _start(self, config: Config, bucket: Bucket, layouts: Layouts) -> RunStore:
         while True:
-            store = build_store(config, self._shard, bucket, on_fatal=self._on_fatal)
+            store = build_store(config, self._shard, bucket, layouts=layouts, on_fatal=self._on_fatal)
             try:
                 await store.start()
                 return store
@@ -176,7 +183,7 @@ class RunStoreActor:
         os._exit(1)
 
 
-def build_store(config: Config, shard: int, bucket: Bucket, *, on_fatal: Any) -> RunStore:
+def build_store(config: Config, shard: int, bucket: Bucket, *, layouts: Layouts, on_fatal: Any) -> RunStore:
     """The service with its real parts."""
     from pipelines.executor.ray_executor import build_executor
     from pipelines.run_store.ray_metrics import RayMetrics
@@ -196,7 +203,8 @@ def build_store(config: Config, shard: int, bucket: Bucket, *, on_fatal: Any) ->
         sender=AiohttpSender(policy=policy),
         signer=WebhookSigner(secret=secret.get_secret_value() if secret is not None else None),
         webhook_policy=policy,
-        settings=StoreSettings.from_config(config),
+        settings=StoreSettings.from_config(config, layouts),
+        layouts=layouts,
         engine_limits=EngineLimits(
             max_parallel_steps=config.limits.max_parallel_steps,
             max_foreach_items=config.limits.max_foreach_items,
@@ -204,7 +212,7 @@ def build_store(config: Config, shard: int, bucket: Bucket, *, on_fatal: Any) ->
             max_nesting=config.limits.max_nesting,
             max_run_bytes=config.limits.max_run_mb << 20,
             queues={name: queue.concurrency for name, queue in config.queues.items()},
-            shared=config.state.shards > 1,
+            shared=layouts.total > 1,
         ),
         known=known_of(config, has_engine=shutil.which("podman") is not None),
         metrics=RayMetrics(shard),

@@ -84,7 +84,7 @@ class ControlLink:
         for model in self._models.keys() - states.keys():
             store.set_breaker(f"model:{model}", "closed")
         self._models = states
-        store.set_hosts(table.revision, table.hosts, shards=table.run_store_shards)
+        store.set_hosts(table.revision, table.hosts)
 
     async def _tell(self) -> None:
         outcomes, seen = self._store.kernel.outcomes, self._store.kernel.outcomes_changed

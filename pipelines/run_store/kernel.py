@@ -135,7 +135,9 @@ class Kernel:
         self.outcomes.source = f"{self.prefix}/{log.epoch}"
         self._restore(recovered)
         if self.engine.shares_slots:
-            self.slots = Holder(shard=self.shard, life=log.epoch, fence=self.engine.lock_fence)
+            self.slots = Holder(
+                shard=self.shard, life=log.epoch, fence=self.engine.lock_fence, shards=self.settings.shards
+            )
         for entry in self.memory.entries.values():
             entry.history.shown = entry.history.last
         self.recovered_runs = len(self.engine)

@@ -7,8 +7,9 @@ machinery is in `kernel.py`, what happens on the side in `housekeeping.py`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 import orjson
@@ -17,13 +18,16 @@ from cluster.clock import Clock, IdSource
 from cluster.errors import (
     Conflict,
     InvalidInput,
+    LayoutChanged,
     NotFound,
     Overloaded,
     StorageError,
     StorageUnavailable,
     TooLarge,
+    Unavailable,
     Unprocessable,
 )
+from cluster.layout import Layout, Layouts
 from cluster.log import LogOptions
 from cluster.names import run_id as make_run_id
 from cluster.names import shard_of_run
@@ -74,6 +78,7 @@ class RunStore(RunReader):
         signer: WebhookSigner,
         webhook_policy: OutboundPolicy,
         settings: StoreSettings | None = None,
+        layouts: Layouts | None = None,
         engine_limits: EngineLimits | None = None,
         known: Known | None = None,
         log_options: LogOptions | None = None,
@@ -81,6 +86,7 @@ class RunStore(RunReader):
         on_fatal: Callable[[BaseException], None] | None = None,
     ) -> None:
         self.settings = settings or StoreSettings()
+        self.shards = layouts or Layouts.of([Layout(shards=self.settings.shards, since=0.0)])
         self.kernel = Kernel(
             shard=shard,
             bucket=bucket,
@@ -127,10 +133,10 @@ class RunStore(RunReader):
         self.kernel.check_open()
         self.kernel.breaker(key, state, probes=probes)
 
-    def set_hosts(self, revision: int, said: Mapping[str, SaidOfHost], *, shards: int = 1) -> None:
+    def set_hosts(self, revision: int, said: Mapping[str, SaidOfHost]) -> None:
         """What the control plane's table says of the breakers of http hosts; those that it does not name are closed."""
         self.kernel.check_open()
-        self.kernel.hosts(revision, said, shards=shards)
+        self.kernel.hosts(revision, said, shards=self.shards.total)
 
     # ---- submit ----
 
@@ -163,6 +169,7 @@ class RunStore(RunReader):
             earlier = keys.check(key, body, now=now)
             if earlier is not None:
                 return {**await self.get(earlier), "created": False}
+            self._check_layout(request)
             meta["key"], meta["body"] = key, body
         url = (request.get("webhook") or {}).get("url")
         if url:
@@ -202,6 +209,21 @@ class RunStore(RunReader):
         kernel.metrics.submitted(kernel.clock.monotonic() - began)
         unsigned = {"warnings": [UNSIGNED]} if url and not self._signs else {}
         return {**view, "created": True, **unsigned}
+
+    async def repeated(self, request: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The run that this submit's idempotency key stands for here; None: this shard does not know the key, and never
+        will, since it knows of the layout that gave the key another home. Raises as `submit`."""
+        self.kernel.check_open()
+        self._check_layout(request)
+        key = self._scoped_key(request)
+        if key is None:
+            return None
+        earlier = self.kernel.memory.keys.check(key, fingerprint(request), now=self.kernel.clock.now())
+        return None if earlier is None else {**await self.get(earlier), "created": False}
+
+    async def layouts(self) -> dict[str, Any]:
+        """How many shards there are and were, as `Layouts.to_wire`."""
+        return self.shards.to_wire()
 
     # ---- change ----
 
@@ -321,7 +343,47 @@ class RunStore(RunReader):
         await kernel.wait_all(timeout_s=self.settings.durable_timeout_s)
         return {"name": definition.spec.name, "digest": digest[0], "created": future is not None}
 
+    async def definitions(self) -> list[dict[str, Any]]:
+        """Every definition, old ones included and the newest of each name last: for a shard that lacks them."""
+        self.kernel.check_open()
+        await self.kernel.wait_all(timeout_s=self.settings.read_timeout_s)
+        return self.kernel.engine.definitions()
+
+    async def take_definitions(self, definitions: Sequence[Mapping[str, Any]]) -> int:
+        """Take over the workflows whose names are not known here; how many definitions that were."""
+        kernel = self.kernel
+        kernel.check_open()
+        self._check_accepting()
+        known = set(kernel.engine.workflows)
+        taken = [definition for definition in definitions if definition["name"] not in known]
+        for raw in taken:
+            kernel.decide(
+                partial(
+                    kernel.engine.register,
+                    raw["spec"],
+                    now=kernel.clock.now(),
+                    bundle=raw["bundle"],
+                    scripts=raw["scripts"],
+                )
+            )
+        await kernel.wait_all(timeout_s=self.settings.durable_timeout_s)
+        return len(taken)
+
     # ---- inside ----
+
+    def _check_layout(self, request: Mapping[str, Any]) -> None:
+        """Refuse a new key of a sender that counts other shards than this one: the key may belong elsewhere."""
+        version = request.get("layout")
+        if version is None or version == self.shards.version:
+            return
+        if version > self.shards.version:
+            raise Unavailable(
+                f"shard {self.kernel.shard} has not heard of the changed `state.shards` yet: try again in a moment",
+                retry_after_s=2,
+            )
+        raise LayoutChanged(
+            "`state.shards` was changed: try again in a moment", details=self.shards.to_wire(), retry_after_s=1
+        )
 
     def _known_now(self) -> Known:
         """What a definition may refer to: nested workflows are registered before those that call them."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cluster.config.models import Config
+from cluster.layout import Layouts
 
 __all__ = ["StoreSettings"]
 
@@ -17,7 +18,8 @@ class StoreSettings:
     `archive_batch` finished runs are moved to the bucket together, at the latest `archive_after_s` after the first of
     them ended. `durable_timeout_s`: how long a caller waits for durability before it is told to come again.
     `retain_runs_s`: how long finished runs are kept (None: for ever); `blob_grace_s`: how long a blob that no run names
-    is kept; `collect_every_s`: how often both are looked at.
+    is kept; `collect_every_s`: how often both are looked at. `max_queued_runs` is this shard's part of the limit;
+    `shards`: how many hold runs.
     """
 
     max_queued_runs: int = 100_000
@@ -40,13 +42,13 @@ class StoreSettings:
     watch_owner_s: float = 5.0
 
     @classmethod
-    def from_config(cls, config: Config) -> StoreSettings:
-        """The run store's part of an environment's configuration."""
+    def from_config(cls, config: Config, layouts: Layouts) -> StoreSettings:
+        """One shard's part of an environment's configuration."""
         return cls(
-            max_queued_runs=config.limits.max_queued_runs,
+            max_queued_runs=-(-config.limits.max_queued_runs // layouts.shards),
             spill_bytes=config.state.blob_threshold_kb * 1024,
             snapshot_every=config.state.snapshot_every,
-            shards=config.state.shards,
+            shards=layouts.total,
             retain_runs_s=config.state.retention.runs,
             blob_grace_s=config.state.retention.blobs,
         )

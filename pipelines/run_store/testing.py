@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.clock import Clock, IdSource, SystemClock, SystemIds
+from cluster.layout import Layouts
 from cluster.storage import Bucket
 from cluster.storage.testing import MemoryBucket
 from pipelines.engine.core import EngineLimits
@@ -58,6 +59,7 @@ class StoreFactory:
     ids: IdSource = field(default_factory=SystemIds)
     sender: FakeSender = field(default_factory=FakeSender)
     settings: StoreSettings = field(default_factory=StoreSettings)
+    layouts: Layouts | None = None
     engine_limits: EngineLimits = field(default_factory=EngineLimits)
     secret: str | None = None
     policy: OutboundPolicy = field(default_factory=lambda: OutboundPolicy(open_world=True))
@@ -76,6 +78,7 @@ class StoreFactory:
             signer=WebhookSigner(secret=self.secret),
             webhook_policy=self.policy,
             settings=self.settings,
+            layouts=self.layouts,
             engine_limits=self.engine_limits,
             on_fatal=self.fatal.append,
         )

@@ -22,11 +22,14 @@ class Slots:
     def __init__(self, core: Core):
         self._core = core
         self._arbiter = Arbiter(epoch=core.journal.epoch, shards=1)
+        self._reported = 1
+        """How many shards hold runs, by what they say: those of a former `state.shards` still hold slots."""
         self._news: dict[int, asyncio.Event] = {}
 
     async def exchange(self, report: Report, wait_s: float) -> Reply | None:
         """Take a shard's report; with `wait_s`, answer when there is a grant for it or when the time is over. None: a
         newer life of that shard has spoken. Raises `Fenced` when another control plane owns the log."""
+        self._reported = max(self._reported, report.shards)
         arbiter = self._sized()
         if arbiter.greets(report):
             # An arbiter that was replaced would free what the new one counts as held.
@@ -50,8 +53,10 @@ class Slots:
 
     def unheard(self) -> list[int]:
         """Shards that have not said what they hold: until then no lock and no slot of a named queue is granted."""
-        settings = self._core.state.settings or {}
-        return self._sized().missing if int(settings.get("run_store_shards", 1)) > 1 else []
+        if self._core.state.settings is None:
+            return []
+        arbiter = self._sized()
+        return arbiter.missing if arbiter.shards > 1 else []
 
     def _handle(self, report: Report) -> Reply | None:
         reply = self._arbiter.handle(report)
@@ -65,7 +70,7 @@ class Slots:
         settings = self._core.state.settings
         if settings is None:
             raise Unavailable("the control plane has no configuration yet")
-        shards = int(settings.get("run_store_shards", 1))
+        shards = max(int(settings.get("run_store_shards", 1)), self._reported)
         if shards != self._arbiter.shards:
             self._arbiter.resize(shards)
         return self._arbiter

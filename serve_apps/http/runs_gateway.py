@@ -1,7 +1,7 @@
 """The port between the HTTP surface and the run stores, and its Ray implementation, which outlives actor restarts.
 
 Values are JSON-like dicts both ways. A run's shard is written in its id; a submit goes to the shard of its
-idempotency key, or to any; lists are merged over the shards.
+idempotency key, or to any; lists are merged over the shards. How many there are the run stores say (`cluster.layout`).
 """
 
 from __future__ import annotations
@@ -9,14 +9,20 @@ from __future__ import annotations
 import asyncio
 import heapq
 import random
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from cluster.clock import IdSource, SystemIds
-from cluster.errors import HeadraceError, NotFound, Unavailable
-from cluster.names import NAMESPACE, run_id, run_store_actor, shard_of_key, shard_of_run
+from cluster.errors import HeadraceError, LayoutChanged, NotFound, Unavailable
+from cluster.layout import Layouts
+from cluster.names import NAMESPACE, run_id, run_store_actor, shard_of_run
 
 __all__ = ["RayRunsGateway", "RunsGateway", "ShardCaller", "ShardedRunsGateway"]
+
+_REFRESH_S = 5.0
+_FIRST_WAIT_S = 2.0
+_TRIES = 5
 
 
 class RunsGateway(Protocol):
@@ -84,31 +90,91 @@ class ShardCaller(Protocol):
 
 
 class ShardedRunsGateway:
-    """`RunsGateway` over any way of calling a shard."""
+    """`RunsGateway` over any way of calling a shard. `shards` is a first guess: what the run stores say counts."""
 
-    def __init__(self, *, call: ShardCaller, shards: int, ids: IdSource | None = None) -> None:
+    def __init__(
+        self, *, call: ShardCaller, shards: int, ids: IdSource | None = None, now: Callable[[], float] = time.time
+    ) -> None:
         self._call = call
-        self._shards = shards
+        self._layouts = Layouts.guess(shards)
         self._ids = ids or SystemIds()
+        self._now = now
+        self._refreshing: asyncio.Task[None] | None = None
+        self._refresh_at = 0.0
 
     async def submit(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        for left in reversed(range(_TRIES)):
+            layouts = await self._known()
+            try:
+                return await self._submit(request, layouts)
+            except LayoutChanged as error:
+                if not left or not self._learn(error.details):
+                    raise
+        raise AssertionError("unreachable")
+
+    async def _submit(self, request: Mapping[str, Any], layouts: Layouts) -> dict[str, Any]:
         key = request.get("idempotency_key")
+        wire = {**request, "layout": layouts.version}
         if key:
-            shard = shard_of_key(f"{request.get('caller') or ''}:{key}", self._shards)
+            scoped = f"{request.get('caller') or ''}:{key}"
+            shard = layouts.home(scoped)
+            # A former home takes no new key once it knows of the newer layout: what it does not know now it never will.
+            for former in layouts.former_homes(scoped, now=self._now()):
+                earlier = await self._call(former, "repeated", (wire,), timeout_s=30.0)
+                if earlier is not None:
+                    return dict(earlier)
         else:
-            shard = random.randrange(self._shards)
+            shard = random.randrange(layouts.shards)
         # The id is chosen here, so that sending the same submit again after a lost answer cannot start a second run.
-        wire = {"run_id": run_id(shard, self._ids.ulid()), **request}
-        return dict(await self._call(shard, "submit", (wire,), timeout_s=30.0))
+        wire = {"run_id": run_id(shard, self._ids.ulid()), **wire}
+        try:
+            return dict(await self._call(shard, "submit", (wire,), timeout_s=30.0))
+        except NotFound:
+            if shard == 0 or not await self._share_workflows(shard, str(request.get("workflow"))):
+                raise
+            return dict(await self._call(shard, "submit", (wire,), timeout_s=30.0))
+
+    async def _share_workflows(self, shard: int, name: str) -> bool:
+        """A shard that is newer than a workflow's registration gets what it lacks from shard 0; False: it is not there
+        either."""
+        known = await self._call(0, "definitions", (), timeout_s=30.0)
+        if name not in {definition["name"] for definition in known}:
+            return False
+        await self._call(shard, "take_definitions", (known,), timeout_s=30.0)
+        return True
+
+    async def _known(self) -> Layouts:
+        """What is known of the shards. It is asked anew once in a while, on the side: no call waits for shard 0."""
+        loop = asyncio.get_running_loop()
+        if self._refreshing is None and loop.time() >= self._refresh_at:
+            self._refreshing = loop.create_task(self._refresh())
+        if not self._layouts.version and self._refreshing is not None:
+            await asyncio.wait([self._refreshing], timeout=_FIRST_WAIT_S)
+        return self._layouts
+
+    async def _refresh(self) -> None:
+        try:
+            self._learn(await self._call(0, "layouts", (), timeout_s=10.0))
+        except HeadraceError:
+            pass  # the last word stays in force
+        finally:
+            self._refresh_at = asyncio.get_running_loop().time() + _REFRESH_S
+            self._refreshing = None
+
+    def _learn(self, raw: Mapping[str, Any]) -> bool:
+        """Take what a run store says of the layouts; False: that is nothing new."""
+        said = Layouts.from_wire(raw)
+        if said.version <= self._layouts.version:
+            return False
+        self._layouts = said
+        return True
 
     async def get(self, run_id: str) -> dict[str, Any]:
         return dict(await self._owner(run_id, "get"))
 
     async def list_runs(self, query: Mapping[str, Any]) -> dict[str, Any]:
         limit = int(query.get("limit") or 50)
-        pages = await asyncio.gather(
-            *(self._call(shard, "list", (dict(query),), timeout_s=30.0) for shard in range(self._shards))
-        )
+        pages = await self._every("list", (dict(query),))
         if len(pages) == 1:
             return dict(pages[0])
         merged = heapq.merge(*(page["runs"] for page in pages), key=lambda view: _order(view["id"]), reverse=True)
@@ -148,14 +214,12 @@ class ShardedRunsGateway:
     async def collection(self) -> dict[str, Any] | None:
         return _one_collection(await self._every("collection", ()))
 
-    async def _every(self, method: str, args: tuple[Any, ...]) -> list[Any]:
-        return await asyncio.gather(*(self._call(shard, method, args, timeout_s=30.0) for shard in range(self._shards)))
+    async def _every(self, method: str, args: tuple[Any, ...], *, timeout_s: float = 30.0) -> list[Any]:
+        shards = range((await self._known()).total)
+        return await asyncio.gather(*(self._call(shard, method, args, timeout_s=timeout_s) for shard in shards))
 
     async def register(self, bundle: Mapping[str, Any]) -> dict[str, Any]:
-        answers = await asyncio.gather(
-            *(self._call(shard, "register", (dict(bundle),), timeout_s=30.0) for shard in range(self._shards))
-        )
-        return dict(answers[0])
+        return dict((await self._every("register", (dict(bundle),)))[0])
 
     async def workflows(self) -> list[dict[str, Any]]:
         return list(await self._call(0, "workflows", (), timeout_s=10.0))
@@ -164,9 +228,7 @@ class ShardedRunsGateway:
         return dict(await self._call(0, "workflow", (name,), timeout_s=10.0))
 
     async def slots(self) -> list[dict[str, Any]]:
-        answers = await asyncio.gather(
-            *(self._call(shard, "slots", (), timeout_s=10.0) for shard in range(self._shards))
-        )
+        answers = await self._every("slots", (), timeout_s=10.0)
         rows: dict[str, dict[str, Any]] = {}
         for row in (row for answer in answers for row in answer):
             known = rows.setdefault(row["name"], {**row, "held": [], "waiting": []})
@@ -181,8 +243,9 @@ class ShardedRunsGateway:
         shard = shard_of_run(run_id)
         if shard is None:
             raise NotFound(f"{run_id!r} is not a run id: they look like run-0-01jd3zqv8k9d6w7c5x2m4t8r1f")
-        if shard >= self._shards:
-            raise NotFound(f"no run {run_id}: this cluster has {self._shards} shard(s)")
+        total = (await self._known()).total
+        if shard >= total:
+            raise NotFound(f"no run {run_id}: this cluster has {total} shard(s)")
         return await self._call(shard, method, (run_id, *args), timeout_s=timeout_s)
 
 

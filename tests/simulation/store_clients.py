@@ -26,12 +26,14 @@ class Client:
 
     def __init__(self, history: StoreHistory, number: int, *, registers: bool) -> None:
         self._history = history
-        self._gateway = history.gateway
+        self._gateway = history.gateways[number % 2]
         self._world = history.world
         self._registers = registers
         self._number = number
         self._draw = random.Random(f"{history.seed}/{number}")
         self._runs: list[str] = []
+        self._keyed: list[tuple[dict[str, Any], str]] = []
+        """Requests with a key, and the runs that they gave."""
         self._outputs: dict[tuple[str, str], Any] = {}
         """(run, step) to the committed output that was shown."""
         self._events: dict[tuple[str, int], Any] = {}
@@ -56,6 +58,9 @@ class Client:
             if view["state"] == "FAILED" and self._draw.random() < 0.5:
                 await self._resume(view)
                 await self._follow(run_id)
+        for request, run_id in self._keyed:
+            again = await self._surely(partial(self._history.gateways[0].submit, request))
+            assert again["id"] == run_id, "one key, two runs"
 
     async def list_all(self) -> None:
         """Pages over all shards hold every acknowledged run once, newest first."""
@@ -120,13 +125,13 @@ class Client:
         if draw.random() < 0.8:
             request["idempotency_key"] = key
         else:
-            shard = draw.randrange(len(history.shards))
+            shard = draw.randrange(history.first_shards)
             request["run_id"] = make_run_id(shard, history.new_id())
 
         def ask(body: dict[str, Any] = request) -> Coroutine[Any, Any, Any]:
             if "run_id" in body:
                 return history.call(int(body["run_id"].split("-")[1]), "submit", (body,), timeout_s=30.0)
-            return self._gateway.submit(body)
+            return draw.choice(history.gateways).submit(body)
 
         if draw.random() < 0.1:  # a caller that sends it twice at the same moment
             answers = await asyncio.gather(self._try(ask), self._try(ask))
@@ -137,6 +142,8 @@ class Client:
         assert self._world.is_recorded("RunSubmitted", run_id), f"{run_id} was acknowledged before it was durable"
         assert history.acknowledged.setdefault(key, run_id) == run_id, "one key, two runs"
         self._runs.append(run_id)
+        if "idempotency_key" in request:
+            self._keyed.append((request, run_id))
         if draw.random() < 0.3:
             again = await self._try(ask)
             assert not isinstance(again, dict) or again["id"] == run_id, "one key, two runs"

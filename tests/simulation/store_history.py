@@ -1,7 +1,7 @@
 """One simulated history of a whole run store: clients, steps, owners that crash or freeze, a bucket that misbehaves.
 
-It has one or two shards, each with owners of its own, behind the gateway that the HTTP surface uses. What the clients
-do is in `store_clients.py`, what the world around it checks in `store_world.py`.
+It has some shards, whose number may change, each with owners of its own, behind the gateway that the HTTP surface
+uses. What the clients do is in `store_clients.py`, what the world around it checks in `store_world.py`.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ import contextlib
 import functools
 import random
 from collections import Counter
+from collections.abc import Callable
 from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.errors import HeadraceError, Unavailable
+from cluster.layout import Layout, Layouts
 from cluster.log import LogOptions
 from cluster.simulation import LoopClock, Process, SeededIds, SimLoop, simulate
 from cluster.storage.testing import Faults, MemoryBucket
@@ -61,6 +63,9 @@ class StoreHistory:
         """Play it to the end."""
         draw = self._draw = random.Random(self.seed)
         self.shards = [Shard(number) for number in range(draw.choice([1, 1, 2]))]
+        self.first_shards = len(self.shards)
+        self.layouts = Layouts.of([Layout(shards=len(self.shards), since=0.0)])
+        self._changes = draw.choice([(), (), (1,), (2,), (3,), (3, 1), (2, 1, 2)])
         self.group = draw.choice(GROUPS)
         self._knows = draw.random() < 0.8  # otherwise a client registers the workflows, under all the faults
         if self._knows:
@@ -83,7 +88,11 @@ class StoreHistory:
         self._lost_calls = draw.choice([0.0, 0.0, 0.1])
         self._collect = draw.random() < 0.6
         self._defects: list[BaseException] = []
-        self.gateway = ShardedRunsGateway(call=self.call, shards=len(self.shards), ids=self._ids)
+        # Two routers, which learn of changes at different times.
+        self.gateways = [
+            ShardedRunsGateway(call=self.call, shards=len(self.shards), ids=self._ids, now=self._clock.now)
+            for _ in range(2)
+        ]
         self.registered = asyncio.Event()
         if self._knows:
             self.registered.set()
@@ -93,9 +102,16 @@ class StoreHistory:
             Client(self, number, registers=number == 0 and not self._knows) for number in range(draw.randint(1, 4))
         ]
         playing = [asyncio.create_task(client.play()) for client in clients]
+
+        def give_up(_: object) -> None:
+            for task in playing:
+                task.cancel()
+
         for supervisor in supervisors:
-            supervisor.add_done_callback(lambda _: [task.cancel() for task in playing])
+            supervisor.add_done_callback(give_up)
+        changing = asyncio.create_task(self._change_shards(random.Random(draw.random()), supervisors, give_up))
         done, stuck = await asyncio.wait(playing, timeout=4000, return_when=asyncio.FIRST_EXCEPTION)
+        await changing
         for task in [task for task in supervisors if task.done()] + list(done):
             task.result()
         assert not stuck, f"{len(stuck)} clients still wait for their runs after an hour: {self._states()}"
@@ -156,6 +172,28 @@ class StoreHistory:
             await self._own(shard, process, draw)
             await self._gone(process, None)
 
+    async def _change_shards(
+        self, draw: random.Random, supervisors: list[asyncio.Task[None]], give_up: Callable[[object], None]
+    ) -> None:
+        """Now and then `headrace up` with another number of shards: the owners learn of it one after another."""
+        for count in self._changes:
+            await asyncio.sleep(draw.choice([0.2, 3.0, 20.0]))
+            if count == self.layouts.shards:
+                continue
+            before = len(self.shards)
+            self.layouts = Layouts.of([*self.layouts.known, Layout(shards=count, since=self._clock.now())])
+            self.shards += [Shard(number) for number in range(before, count)]
+            order = list(self.shards)
+            draw.shuffle(order)
+            for shard in order:
+                await asyncio.sleep(draw.choice([0.0, 0.3, 3.0]))
+                if shard.number < before:
+                    shard.process.crash()
+                else:
+                    supervisors.append(asyncio.create_task(self._supervise(shard)))
+                    supervisors[-1].add_done_callback(give_up)
+            self.counts["layouts"] += 1
+
     async def _own(self, shard: Shard, process: Process, draw: random.Random) -> None:
         self.world.newest[shard.number] = process
         bucket = Recorder(self.objects, self._faults, network=Context(), world=self.world)
@@ -176,6 +214,7 @@ class StoreHistory:
                 watch_owner_s=draw.choice([0.5, 5.0]),
                 durable_timeout_s=5.0,
             ),
+            layouts=self.layouts,
             engine_limits=EngineLimits(max_parallel_steps=draw.choice([2, 256]), queues={NARROW: 1}),
             log_options=LogOptions(offload=inline, parallel_reads=4, collect=self._collect, pending_bytes=1 << 40),
             on_fatal=lambda error: self._fatal(process, error),

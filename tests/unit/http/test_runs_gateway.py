@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
 
 from cluster.clock import SystemIds
-from cluster.errors import NotFound
+from cluster.errors import LayoutChanged, NotFound, Unavailable
+from cluster.layout import LOOK_BACK_S, Layout, Layouts
 from cluster.names import run_id, shard_of_key, shard_of_run
 from serve_apps.http.runs_gateway import ShardedRunsGateway
 
@@ -15,11 +17,17 @@ from serve_apps.http.runs_gateway import ShardedRunsGateway
 class Shards:
     """Records calls; lists answer from what each shard holds, newest first."""
 
-    def __init__(self, runs: dict[int, list[str]] | None = None) -> None:
+    def __init__(self, *counts: int, runs: dict[int, list[str]] | None = None) -> None:
+        self.layouts = Layouts.of(Layout(shards=count, since=float(at)) for at, count in enumerate(counts))
+        self.keys: dict[tuple[int, str], str] = {}
+        """(shard, key) to the run that it stands for there."""
+        self.lacks_workflow: set[int] = set()
         self.calls: list[tuple[int, str, tuple[Any, ...]]] = []
         self.runs = runs or {}
 
     async def __call__(self, shard: int, method: str, args: tuple[Any, ...], *, timeout_s: float) -> Any:
+        if method == "layouts":
+            return self.layouts.to_wire()
         self.calls.append((shard, method, args))
         if method == "list":
             query = args[0]
@@ -31,12 +39,26 @@ class Shards:
             page = held[: query["limit"]]
             more = page[-1].rsplit("-", 1)[-1] if len(held) > len(page) else None
             return {"runs": [{"id": run} for run in page], "next_cursor": more}
-        return {"id": args[0]["run_id"] if method == "submit" else args[0]}
+        if method == "repeated":
+            known = self.keys.get((shard, args[0]["idempotency_key"]))
+            return {"id": known, "created": False} if known else None
+        if method == "definitions":
+            return [{"name": "w"}]
+        if method == "take_definitions":
+            self.lacks_workflow.discard(shard)
+            return len(args[0])
+        if method == "submit":
+            if args[0]["layout"] != self.layouts.version:
+                raise LayoutChanged("changed", details=self.layouts.to_wire())
+            if shard in self.lacks_workflow:
+                raise NotFound("there is no workflow 'w'")
+            return {"id": args[0]["run_id"]}
+        return {"id": args[0]}
 
 
 async def test_a_submit_goes_to_the_shard_of_its_key_and_carries_its_id() -> None:
     """Two submits with one key meet in one shard, and each carries a run id of that shard."""
-    shards = Shards()
+    shards = Shards(4)
     gateway = ShardedRunsGateway(call=shards, shards=4)
     for _ in range(3):
         await gateway.submit({"workflow": "w", "idempotency_key": "k", "caller": "me"})
@@ -49,7 +71,7 @@ async def test_a_submit_goes_to_the_shard_of_its_key_and_carries_its_id() -> Non
 
 async def test_a_run_is_asked_of_its_own_shard() -> None:
     """The shard is in the id; an id of a shard that is not there, or no id at all, is not found."""
-    shards = Shards()
+    shards = Shards(2)
     gateway = ShardedRunsGateway(call=shards, shards=2)
     await gateway.get("run-1-x")
     assert shards.calls[-1][0] == 1
@@ -65,7 +87,7 @@ async def test_pages_over_several_shards_hold_every_run_once() -> None:
     runs: dict[int, list[str]] = {0: [], 1: [], 2: []}
     for n, ulid in enumerate(ulids):
         runs[n % 3 if n > 5 else 0].append(run_id(n % 3 if n > 5 else 0, ulid))
-    gateway = ShardedRunsGateway(call=Shards(runs), shards=3)
+    gateway = ShardedRunsGateway(call=Shards(3, runs=runs), shards=3)
     seen: list[str] = []
     cursor = None
     for _ in range(20):
@@ -82,6 +104,8 @@ async def test_slots_of_all_shards_come_together() -> None:
     """Holders in the order in which they got it, waiters in the order in which they get it."""
 
     async def call(shard: int, method: str, args: tuple[Any, ...], *, timeout_s: float) -> Any:
+        if method == "layouts":
+            return Layouts.of([Layout(shards=2, since=0.0)]).to_wire()
         held = [{"run_id": "run-1-h", "step": "s", "item": None, "fence": 7}] if shard else []
         waiting = [{"run_id": f"run-{shard}-w", "step": "s", "item": None, "rank": 10.0 - shard}]
         return [{"name": "lock:one", "limit": 1, "held": held, "waiting": waiting}]
@@ -90,3 +114,82 @@ async def test_slots_of_all_shards_come_together() -> None:
     assert (row["name"], row["limit"]) == ("lock:one", 1)
     assert [one["run_id"] for one in row["held"]] == ["run-1-h"]
     assert [one["run_id"] for one in row["waiting"]] == ["run-1-w", "run-0-w"]
+
+
+def key_of(before: int, now: int) -> str:
+    """A key whose home is another shard among `now` than it was among `before`."""
+    return next(key for key in map(str, range(100)) if shard_of_key(f":{key}", before) != shard_of_key(f":{key}", now))
+
+
+async def test_a_key_of_a_former_layout_gives_its_run() -> None:
+    """Its former home is asked first; a key that is new there goes to its home of today."""
+    shards = Shards(4, 3)
+    key = key_of(4, 3)
+    gateway = ShardedRunsGateway(call=shards, shards=4, now=lambda: 100.0)
+    answer = await gateway.submit({"workflow": "w", "idempotency_key": key})
+    asked = [(shard, method) for shard, method, _ in shards.calls]
+    assert asked == [(shard_of_key(f":{key}", 4), "repeated"), (shard_of_key(f":{key}", 3), "submit")]
+    assert shard_of_run(answer["id"]) == shard_of_key(f":{key}", 3)
+    shards.keys[shard_of_key(f":{key}", 4), key] = "run-3-before"
+    assert await gateway.submit({"workflow": "w", "idempotency_key": key}) == {"id": "run-3-before", "created": False}
+
+
+async def test_a_former_home_that_is_away_is_waited_for() -> None:
+    """Nobody can say that the key is new, so it is not taken."""
+    shards = Shards(4, 3)
+    key = key_of(4, 3)
+
+    async def call(shard: int, method: str, args: tuple[Any, ...], *, timeout_s: float) -> Any:
+        if method == "repeated":
+            raise Unavailable("away")
+        return await shards(shard, method, args, timeout_s=timeout_s)
+
+    with pytest.raises(Unavailable):
+        await ShardedRunsGateway(call=call, shards=3, now=lambda: 100.0).submit(
+            {"workflow": "w", "idempotency_key": key}
+        )
+    assert "submit" not in [method for _, method, _ in shards.calls]
+
+
+async def test_former_homes_are_asked_for_two_days() -> None:
+    """Keys are forgotten after one."""
+    shards = Shards(4, 3)
+    key = key_of(4, 3)
+    for now, asked in ((LOOK_BACK_S, ["repeated", "submit"]), (LOOK_BACK_S + 1.0, ["submit"])):
+        shards.calls.clear()
+        await ShardedRunsGateway(call=shards, shards=3, now=partial(float, now)).submit(
+            {"workflow": "w", "idempotency_key": key}
+        )
+        assert [method for _, method, _ in shards.calls] == asked
+
+
+async def test_a_gateway_learns_of_another_number_of_shards_when_it_is_refused() -> None:
+    """The submit goes on under the new one, and runs of shards that take no new ones are still found and listed."""
+    shards = Shards(2)
+    gateway = ShardedRunsGateway(call=shards, shards=2, now=lambda: 100.0)
+    await gateway.submit({"workflow": "w"})
+    shards.layouts = Layouts.of([*shards.layouts.known, Layout(shards=1, since=2.0)])
+    for _ in range(20):
+        assert shard_of_run((await gateway.submit({"workflow": "w"}))["id"]) == 0
+    shards.calls.clear()
+    await gateway.get("run-1-x")
+    await gateway.list_runs({"limit": 3})
+    assert [shard for shard, _, _ in shards.calls] == [1, 0, 1]
+
+
+async def test_a_new_shard_gets_the_workflows_that_it_lacks() -> None:
+    """They come from shard 0, in the middle of the submit that needs one; without any there the caller hears so."""
+    shards = Shards(2)
+    shards.lacks_workflow = {1}
+    gateway = ShardedRunsGateway(call=shards, shards=2)
+    key = next(key for key in map(str, range(100)) if shard_of_key(f":{key}", 2) == 1)
+    await gateway.submit({"workflow": "w", "idempotency_key": key})
+    assert [method for _, method, _ in shards.calls] == ["submit", "definitions", "take_definitions", "submit"]
+    shards.lacks_workflow = {0}
+    with pytest.raises(NotFound):
+        await gateway.submit(
+            {
+                "workflow": "w",
+                "idempotency_key": next(key for key in map(str, range(100)) if not shard_of_key(f":{key}", 2)),
+            }
+        )
