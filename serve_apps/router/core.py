@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -36,7 +37,7 @@ from serve_apps.router.vectors import VectorCache
 from serve_apps.router.weights import normalised
 from serve_apps.table import RoutingTable, VersionEntry
 
-__all__ = ["Random", "RouterCore", "load_function", "too_late"]
+__all__ = ["Random", "RouterCore", "embedding_model", "load_function", "too_late"]
 
 _PROBE_REST_S = 2.0
 """A report takes a second at most, and the table that answers it much less."""
@@ -114,6 +115,7 @@ class RouterCore(Live):
         if table.revision < self._compiled.table.revision:
             return False
         self._compiled = CompiledTable(table, load=self._load)
+        self._vectors.use(_embedded_by(table))
         entries = {entry.app: entry for model in table.models.values() for entry in model.versions.values()}
         for app in [app for app in self._channels if app not in entries]:
             # Calls under way end by themselves; the channel is only forgotten.
@@ -179,21 +181,29 @@ class RouterCore(Live):
 
     # -- decisions -----------------------------------------------------------------------------------------------
 
-    async def decide(self, call: Call) -> Decision:
-        """Where `call` goes now. Raises a HeadraceError when it goes nowhere."""
+    async def decide(self, call: Call, deadline: Deadline) -> Decision:
+        """Where `call` goes now. Raises a HeadraceError when it goes nowhere.
+
+        Embeddings for semantic rules get half of the time that is left: without them the rules do not hold, and who
+        answers then needs time, too.
+        """
         roll = self._rng.random()
         while True:
             try:
                 return decide(self._compiled, call, live=self, roll=roll)
             except NeedsVectors as need:
+                left = deadline.remaining(self.clock.monotonic()) / 2
                 try:
-                    call.vectors = {**(call.vectors or {}), **await self._vectors.get(need.texts)}
+                    async with asyncio.timeout(left):
+                        call.vectors = {**(call.vectors or {}), **await self._vectors.get(need.texts)}
+                except TimeoutError:
+                    call.vectors_failed = f"no embedding within {left:.3g} s"
                 except Exception as error:
                     call.vectors_failed = f"no embedding: {type(error).__name__}: {error!s:.120}"
 
     async def explain(self, call: Call) -> dict[str, Any]:
         """The decision for `call` with its reasons, without sending anything. Raises as `decide` does."""
-        decision = await self.decide(call)
+        decision = await self.decide(call, self._deadline(call))
         model = self._compiled.models[decision.model]
         sticky = sticky_key(model, call)
         if decision.target is not None and (refused := decision.target.lacks(call)) is not None:
@@ -280,6 +290,19 @@ class RouterCore(Live):
             outcome="success" if error is None else error.code,
             failed=failed,
         )
+
+
+def embedding_model(table: RoutingTable) -> str:
+    """The model (or route) whose vectors semantic rules compare."""
+    return str(table.settings.get("embedding_model", "embedding"))
+
+
+def _embedded_by(table: RoutingTable) -> object:
+    """What vectors are made by: they change with the versions of that model that get traffic."""
+    model = table.models.get(embedding_model(table))
+    if model is None:
+        return None
+    return sorted((model.versions[v].app, weight) for v, weight in model.weights.items() if v in model.versions)
 
 
 def _versions(model: CompiledModel) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from serve_apps.http.app import build_app
 from serve_apps.http.gate import TRUSTED, Gate
 from serve_apps.protocol import InferRequest, InferResult
 from serve_apps.router import fast_lane
+from serve_apps.router.core import embedding_model
 from serve_apps.router.metrics import MetricsExporter
 from serve_apps.router.ray_hosts import RayHosts
 from serve_apps.router.service import Router
@@ -137,10 +138,11 @@ class RouterIngress:
                     _log.info("report %d did not arrive: %s", report.seq, error)
 
     async def _embed(self, texts: Sequence[str]) -> Mapping[str, Sequence[float]]:
-        """Embeddings for semantic rules, by the model that `settings.embedding_model` names (default: embedding)."""
-        name = str(self.router.table.settings.get("embedding_model", "embedding"))
+        """Embeddings for semantic rules, by the model that `settings.embedding_model` names (default: embedding). All
+        by one version while the weights are the same: vectors of two cannot be compared."""
+        name = embedding_model(self.router.table)
         request = InferRequest(id=os.urandom(8).hex(), inputs={"text": list(texts)}, rows=len(texts))
-        ((result, _),) = await self.router.infer_many(name, [request])
+        ((result, _),) = await self.router.infer_many(name, [request], sticky=name)
         if result.error is not None:
             raise result.error
         return dict(zip(texts, (result.outputs or {})["embedding"], strict=True))

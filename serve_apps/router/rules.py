@@ -313,7 +313,10 @@ def _similar(examples: tuple[str, ...], threshold: float) -> _Test:
             raise NeedsVectors(missing)
         if not built:
             built.append(ExampleSet(examples, vectors))
-        score, example = built[0].similarity(vectors[subject.text])
+        try:
+            score, example = built[0].similarity(vectors[subject.text])
+        except ValueError:
+            return False, "the embedding model has changed meanwhile: its vectors are of another length"
         story = f"{score:.2f} like '{example[:40]}', threshold {threshold:g}"
         return score >= threshold, story
 

@@ -42,7 +42,7 @@ class Router(RouterCore):
         chosen = Chosen(call.model)
         try:
             deadline = self._deadline(call)
-            decision = await self.decide(call)
+            decision = await self.decide(call, deadline)
         except HeadraceError as error:
             return Answer(InferResult(error=error), chosen)
         # By the model of the table and not by what the caller wrote: the control plane keeps these names.
@@ -237,7 +237,7 @@ class Router(RouterCore):
         """
         chosen = Chosen(call.model)
         deadline = self._deadline(call)
-        decision = await self.decide(call)
+        decision = await self.decide(call, deadline)
         self.stats.arrived(decision.model)
         chosen.rule, chosen.why = decision.rule, decision.why
         failure: HeadraceError = decision.refused or Unavailable("nobody can answer")

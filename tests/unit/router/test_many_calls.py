@@ -17,6 +17,7 @@ from cluster.errors import (
     Unavailable,
 )
 from serve_apps.protocol import BARE_INPUT, InferRequest, InferResult
+from serve_apps.table import RoutingTable
 from serve_apps.testing import model_entry, table_of
 from tests.unit.router.routers import call, make
 
@@ -125,6 +126,52 @@ async def test_semantic_routes_embed_once() -> None:
     failed = await router.infer(call("r", inputs={"x": ["boom"]}))
     assert failed.chosen.model == "b"
     assert "no embeddings" in failed.chosen.why[0]
+
+
+async def test_embeddings_that_hang_leave_time_for_an_answer() -> None:
+    """A semantic rule waits for its embedding for half of the caller's time, and then does not hold."""
+
+    async def hang(texts: Sequence[str]) -> Mapping[str, Sequence[float]]:
+        await asyncio.Event().wait()
+        return {}
+
+    table = table_of(
+        model_entry("a"),
+        model_entry("b"),
+        routes={"r": {"rules": [{"similar_to": ["money back"], "model": "a"}], "default": "b"}},
+    )
+    router, _ = make(table, embedder=hang)
+    answer = await router.infer(call("r", timeout_s=0.1))
+    assert answer.chosen.model == "b"
+    assert "no embedding within 0.05 s" in answer.chosen.why[0]
+
+
+async def test_vectors_of_two_models_are_never_compared() -> None:
+    """When other versions embed, what the ones before them made is asked for anew."""
+    size = 2
+
+    async def embed(texts: Sequence[str]) -> Mapping[str, Sequence[float]]:
+        asked.extend(texts)
+        return {text: [1.0] * size for text in texts}
+
+    def table(version: str, revision: int) -> RoutingTable:
+        return table_of(
+            model_entry("embedding", weights={version: 100.0}),
+            model_entry("a"),
+            routes={"r": {"rules": [{"similar_to": ["money back"], "model": "a"}]}},
+            revision=revision,
+        )
+
+    asked: list[str] = []
+    router, _ = make(table("1.0.0", 1), embedder=embed)
+    assert (await router.infer(call("r"))).chosen.model == "a"
+    router.set_table(table("1.0.0", 2))
+    assert (await router.infer(call("r"))).chosen.model == "a"
+    assert asked == ["money back", "hello"]
+    router.set_table(table("2.0.0", 3))
+    size = 3
+    assert (await router.infer(call("r"))).chosen.model == "a"
+    assert asked == ["money back", "hello"] * 2
 
 
 async def test_an_adaptive_route_leaves_a_failing_model() -> None:

@@ -193,6 +193,14 @@ def test_similarity_asks_for_embeddings_and_then_decides() -> None:
     assert ask(compiled, "hello", vectors={"hello": vectors["hello"]}).model == "d"
 
 
+def test_a_vector_of_another_length_is_like_nothing() -> None:
+    """While the embedding model changes, a question of the new one is not compared with examples of the old one."""
+    compiled = route(rules=[{"similar_to": ["refund"], "model": "a"}], default="d")
+    assert ask(compiled, "x", vectors={"refund": (1.0, 0.0), "x": (1.0, 0.0)}).model == "a"
+    hit = ask(compiled, "y", vectors={"y": (1.0, 0.0, 0.0)})
+    assert (hit.model, "another length" in hit.why[0]) == ("d", True)
+
+
 def test_without_embeddings_a_semantic_rule_does_not_hold() -> None:
     """When no embedding is to be had the rule does not hold, and the reasons say so."""
     compiled = route(rules=[{"similar_to": ["refund"], "model": "m"}], default="d")

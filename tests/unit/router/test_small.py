@@ -224,6 +224,19 @@ async def test_vectors_are_asked_for_once() -> None:
         await VectorCache(None).get(["x"])
 
 
+async def test_vectors_pushed_out_meanwhile_are_answered_all_the_same() -> None:
+    """A text that other calls push out of the cache while its neighbours are embedded still has its vector."""
+
+    async def embed(texts: Sequence[str]) -> Mapping[str, Sequence[float]]:
+        if "slow" in texts:
+            await cache.get(["b", "c"])
+        return {text: [float(len(text))] for text in texts}
+
+    cache = VectorCache(embed, limit=2)
+    await cache.get(["a"])
+    assert await cache.get(["a", "slow"]) == {"a": [1.0], "slow": [4.0]}
+
+
 # -- counters
 
 
