@@ -37,6 +37,9 @@ class Metric:
 
 _LATENCY = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _STEP = (0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300, 1800, 3600)
+_SIZES = (0.5, 1.5, 2.5, 5.5, 10.5, 21.5, 42.5, 85.5, 170.5)
+"""Their middles are 1, 2, 4, 8, 16, …: Ray counts every observation as the middle of its bucket, so only with such
+bounds is a mean of small sizes true."""
 _VERSION = ("model", "version")
 
 REQUESTS = Metric(
@@ -81,7 +84,7 @@ MERGED_SIZE = Metric(
     kind=Kind.HISTOGRAM,
     help="Requests that travelled in one call to a host",
     labels=_VERSION,
-    buckets=(1, 2, 4, 8, 16, 32, 64, 128),
+    buckets=_SIZES,
 )
 TABLE_REVISION = Metric(
     name="headrace_table_revision", kind=Kind.GAUGE, help="Revision of the routing table that a router works with"
@@ -102,7 +105,7 @@ BATCH_SIZE = Metric(
     kind=Kind.HISTOGRAM,
     help="Items in one call of the model",
     labels=_VERSION,
-    buckets=(1, 2, 4, 8, 16, 32, 64, 128),
+    buckets=_SIZES,
 )
 COMPUTE_SECONDS = Metric(
     name="headrace_compute_seconds",

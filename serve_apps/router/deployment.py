@@ -73,7 +73,7 @@ class RouterIngress:
         from cluster.config.wire import from_wire
         from cluster.storage import open_bucket
         from serve_apps.control.gateway import RayControlGateway
-        from serve_apps.http import admin, feedback, runs
+        from serve_apps.http import admin, alerts, feedback, runs
         from serve_apps.http.blobs import StoredBlobs
         from serve_apps.http.runs_gateway import RayRunsGateway
 
@@ -89,6 +89,7 @@ class RouterIngress:
         routers = [
             runs.build_router(RayRunsGateway(shards=config.state.shards), blobs),
             admin.build_router(gateway),
+            alerts.build_router(gateway),
             feedback.build_router(gateway),
         ]
         return gateway, routers

@@ -453,3 +453,13 @@ async def test_feedback_of_an_unknown_answer_says_what_to_do(world: World) -> No
     with pytest.raises(InvalidInput, match="0 \\(wrong\\) to 1"):
         await plane.call("feedback", {**given, "score": 7})
     await plane.close()
+
+
+async def test_a_roll_back_may_name_the_release_it_means(plane: ControlPlane) -> None:
+    """Who decided by the figures of one release must not end the next one."""
+    first = await start(plane)
+    await plane.call("release_rollback", {"model": "echo", "id": first["id"]})
+    second = await plane.call("release_start", {"model": "echo", "candidate": "1.1.0"})
+    with pytest.raises(Conflict, match=f"is {second['id']} now, not {first['id']}"):
+        await plane.call("release_rollback", {"model": "echo", "id": first["id"]})
+    assert (await status(plane))["state"] == "running"
