@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,7 +18,7 @@ from typing import Any
 
 from cluster.config.models import StorageConfig
 from cluster.errors import HeadraceError, Unavailable
-from cluster.ray_runtime import find_local, stop_local
+from cluster.ray_runtime import _free_ports, _marked, find_local, stop_local
 from headrace.client import Client
 from headrace.connection import read_credentials
 from headrace.results import Run
@@ -42,9 +41,8 @@ class Environment:
     def __init__(self, folder: Path, *, dev: str = "environment: dev\n"):
         self.folder = folder
         self.state = folder / "state"
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        # (Not one that the kernel gives: those go to outgoing connections too, of which a starting cluster has many.)
+        (self.port,) = _free_ports(1)
         self.configs = folder / "configs"
         (self.configs / "workflows").mkdir(parents=True)
         (self.configs / "base.yaml").write_text(BASE % {"port": self.port, "state": self.state})
@@ -107,8 +105,6 @@ class Environment:
 
     def pids(self, title: str) -> list[int]:
         """Processes of this cluster whose title holds a text, such as `ray::RunStoreActor`."""
-        from cluster.ray_runtime import _marked
-
         cluster = find_local(self.state / "dev")
         assert cluster is not None, "the cluster is not running"
         found = []

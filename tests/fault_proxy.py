@@ -17,9 +17,14 @@ from yarl import URL
 _HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "expect"}
 
 
+MOST_FAULTS = 4
+"""So many requests for one object go wrong, and no more: whoever tries six times gets through, whatever the order in
+which concurrent requests meet their fates."""
+
+
 @dataclass
 class FaultProxy:
-    """Shares are of all requests. `seen` counts what was injected."""
+    """Shares are of all requests, up to `MOST_FAULTS` for each method and object. `seen` counts what was injected."""
 
     target: str
     random: random.Random
@@ -28,6 +33,7 @@ class FaultProxy:
     slow: float = 0.0
     slow_s: float = 0.3
     seen: Counter[str] = field(default_factory=Counter)
+    faults: Counter[tuple[str, str]] = field(default_factory=Counter)
     port: int = 0
 
     @contextlib.asynccontextmanager
@@ -54,6 +60,11 @@ class FaultProxy:
         body = await request.read()
         fate = self.random.random()
         self.seen["requests"] += 1
+        wanted = (request.method, request.path)
+        if fate < self.unavailable + self.lost_answer:
+            self.faults[wanted] += 1
+            if self.faults[wanted] > MOST_FAULTS:
+                fate = 1.0
         if fate < self.unavailable:
             self.seen["unavailable"] += 1
             return web.Response(

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ from cluster.storage import open_bucket
 ACCESS_KEY = "headrace-test"
 SECRET_KEY = "headrace-test-secret"
 BUCKET = "headrace"
+FIRST_PORT, LAST_PORT = 20_000, 22_700
 _BIN = Path(sys.executable).parent
 
 
@@ -55,13 +56,14 @@ class S3Server:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports on 127.0.0.1 that were free just now, all different, below the range of outgoing connections' ports.
+    """Ports on 127.0.0.1 that were free just now, all different.
 
-    SeaweedFS also opens each port + 10,000 for gRPC, so that one must be free too.
+    SeaweedFS also opens each port + 10,000 for gRPC, so that one must be free too. All lie above the ports of Ray's
+    workers and below those of outgoing connections (32768 and more).
     """
     found: list[int] = []
-    start = 20000 + (os.getpid() * 37) % 9000
-    for port in (*range(start, 30000), *range(20000, start)):
+    start = FIRST_PORT + (os.getpid() * 37) % (LAST_PORT - FIRST_PORT)
+    for port in (*range(start, LAST_PORT), *range(FIRST_PORT, start)):
         with contextlib.ExitStack() as stack:
             try:
                 for candidate in (port, port + 10_000):
@@ -78,6 +80,32 @@ def free_ports(count: int) -> list[int]:
 @contextlib.contextmanager
 def seaweedfs(folder: Path) -> Iterator[S3Server]:
     """SeaweedFS on free ports with its data under `folder`; ended on exit."""
+    with contextlib.ExitStack() as stack:
+        yield _first_that_runs(lambda: stack.enter_context(_seaweedfs(folder)))
+
+
+@contextlib.contextmanager
+def rclone(folder: Path) -> Iterator[S3Server]:
+    """`rclone serve s3` over a local folder: it ignores If-None-Match."""
+    (folder / BUCKET).mkdir(parents=True)
+    with contextlib.ExitStack() as stack:
+        yield _first_that_runs(lambda: stack.enter_context(_rclone(folder)))
+
+
+class _Ended(Exception):
+    """The server did not come up."""
+
+
+def _first_that_runs(start: Callable[[], S3Server]) -> S3Server:
+    """Between the look for free ports and the start another program may take one: then it is tried with others."""
+    for _ in range(2):
+        with contextlib.suppress(_Ended):
+            return start()
+    return start()
+
+
+@contextlib.contextmanager
+def _seaweedfs(folder: Path) -> Iterator[S3Server]:
     s3, master, filer, volume, admin = free_ports(5)
     command = [
         str(_BIN / "weed"), "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-master.port={master}",
@@ -92,9 +120,7 @@ def seaweedfs(folder: Path) -> Iterator[S3Server]:
 
 
 @contextlib.contextmanager
-def rclone(folder: Path) -> Iterator[S3Server]:
-    """`rclone serve s3` over a local folder: it ignores If-None-Match."""
-    (folder / BUCKET).mkdir(parents=True)
+def _rclone(folder: Path) -> Iterator[S3Server]:
     (port,) = free_ports(1)
     command = [
         str(_BIN / "rclone"), "serve", "s3", f"--addr=127.0.0.1:{port}", f"--auth-key={ACCESS_KEY},{SECRET_KEY}",
@@ -127,10 +153,10 @@ def _wait_until_writable(server: S3Server) -> None:
         finally:
             await bucket.close()
 
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while True:
         if server.process.poll() is not None:
-            raise RuntimeError(f"the S3 server ended with status {server.process.returncode}")
+            raise _Ended(f"the S3 server ended with status {server.process.returncode}")
         try:
             connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=1)
             connection.connect()
