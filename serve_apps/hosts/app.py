@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from cluster.config.models import Signature, VersionConfig
@@ -182,8 +183,9 @@ def _host_class() -> type:
             return await self._host.infer(requests)
 
         async def stream(self, request: InferRequest) -> AsyncIterator[StreamChunk]:
-            async for chunk in self._host.stream(request):
-                yield chunk
+            async with aclosing(self._host.stream(request)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
 
         async def describe(self) -> dict[str, Any]:
             return self._host.describe()

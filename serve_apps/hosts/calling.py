@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -85,7 +86,7 @@ class ModelCaller:
                     if hasattr(source, "__anext__"):
                         piece = await anext(source, None)
                     else:
-                        piece = await asyncio.to_thread(next, source, None)
+                        piece = await asyncio.to_thread(_guarded, next, source, None)
                 if piece is None:
                     break
                 chunk = piece if isinstance(piece, StreamChunk) else StreamChunk(text=str(piece))
@@ -94,6 +95,11 @@ class ModelCaller:
         finally:
             if hasattr(source, "aclose"):
                 await source.aclose()
+            elif hasattr(source, "close"):
+                # Now and not when it is collected: it may hold a connection, or a place in the model. One whose `next`
+                # still runs in its thread cannot be closed from here. What it raises now concerns nobody any more.
+                with contextlib.suppress(Exception):
+                    await asyncio.to_thread(_guarded, source.close)
         if not finished:
             yield StreamChunk(finish_reason="stop")
 

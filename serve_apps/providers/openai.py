@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 
-from cluster.errors import HeadraceError, InvalidInput, UpstreamError
+from cluster.errors import DeadlineExceeded, HeadraceError, InvalidInput, Overloaded, Unavailable, UpstreamError
 from serve_apps.protocol import StreamChunk
 from serve_apps.providers.model import Answer, Item
 from serve_apps.providers.upstream import Upstream
@@ -76,6 +76,9 @@ class OpenAICompatible:
             except HeadraceError as error:
                 if len(items) == 1:
                     return [error]
+                if isinstance(error, Overloaded | Unavailable | DeadlineExceeded):
+                    # No text is at fault, and asking for each of them would make a busy endpoint busier.
+                    return [error] * len(items)
         return list(await asyncio.gather(*(self._one(item) for item in items)))
 
     async def _one(self, item: Item) -> Answer | HeadraceError:

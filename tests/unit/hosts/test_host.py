@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, ClassVar
 
 import pytest
@@ -321,6 +321,39 @@ async def test_a_caller_that_leaves_a_stream_ends_the_models_own_at_once() -> No
     assert (await anext(stream)).text == "a"
     await stream.aclose()
     assert ended == ["left"]
+
+
+async def test_a_caller_that_leaves_a_plain_generator_closes_it() -> None:
+    """A model's `stream` that is no coroutine is closed as well, off the event loop."""
+    ended: list[bool] = []
+
+    class Endless(Echo):
+        def stream(self, item: dict[str, Any]) -> Iterator[str]:
+            try:
+                while True:
+                    yield "a"
+            finally:
+                ended.append(threading.current_thread() is threading.main_thread())
+
+    host = await running(Endless())
+    stream = host.stream(text("left"))
+    assert (await anext(stream)).text == "a"
+    await stream.aclose()
+    assert ended == [False]
+
+
+async def test_a_stream_that_calls_exit_is_an_error_of_its_caller() -> None:
+    """A model's `stream` cannot end the host's process."""
+
+    class Leaves(Echo):
+        def stream(self, item: dict[str, Any]) -> Iterator[str]:
+            yield "a"
+            raise SystemExit(3)
+
+    host = await running(Leaves())
+    chunks = await collect(host.stream(text("x")))
+    assert [chunk.text for chunk in chunks] == ["a", ""]
+    assert "exit(3)" in str(chunks[-1].error)
 
 
 async def test_a_streaming_caller_cancelled_while_it_waits_leaves_no_task_behind() -> None:

@@ -122,6 +122,15 @@ async def test_a_bad_text_fails_alone_in_a_batch_of_embeddings() -> None:
     assert isinstance(bad, InvalidInput)
 
 
+@pytest.mark.parametrize(("status", "error"), [(429, Overloaded), (503, Unavailable), (504, DeadlineExceeded)])
+async def test_a_busy_endpoint_is_asked_once_for_a_batch(status: int, error: type[HeadraceError]) -> None:
+    """An endpoint without time for a batch of embeddings is not asked for each of its texts on top."""
+    upstream = Upstream(httpx.Response(status))
+    answers = await client(upstream, task="embedding").predict([{"text": text} for text in "abc"])
+    assert [type(answer) for answer in answers] == [error] * 3
+    assert len(upstream.requests) == 1
+
+
 @pytest.mark.parametrize(
     ("status", "error"),
     [
