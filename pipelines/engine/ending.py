@@ -94,13 +94,14 @@ def finish_run(core: Core, run: Run) -> None:
         return
     try:
         output = run_output(run, core.values)
+        excess = too_large(core, run, output)
     except ValueNeeded as needed:
         core.need(run, RUN_OUTPUT, needed.reference)
         return
     except HeadraceError as error:
         fail_run(core, run, error_dict(error.code, f"the run's output cannot be made: {error.message}"))
         return
-    if (excess := too_large(core, run, output)) is not None:
+    if excess is not None:
         fail_run(core, run, excess)
         return
     core.emit(ev.RunSucceeded(run_id=run.id, output=output, at=core.now))

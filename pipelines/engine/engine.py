@@ -161,6 +161,8 @@ class Engine:
             known = ", ".join(sorted(core.state.latest)) or "none"
             raise NotFound(f"there is no workflow {workflow!r} (known: {known})")
         plan = core.state.plan(name)
+        if plan.name != workflow:
+            raise NotFound(f"workflow {workflow!r} has no definition {name!r}: that one is of {plan.name!r}")
         if run_id in core.state.runs:
             raise Conflict(f"run {run_id} exists already")
         if len(core.state.runs) >= core.limits.max_open_runs:

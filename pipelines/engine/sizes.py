@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import orjson
-
 from pipelines.engine.core import VALUES_BYTES, Core
 from pipelines.engine.render import error_dict
 from pipelines.engine.runs import Run, Step
+from pipelines.spec.plain import encoded
 
 __all__ = ["ALL_ITEMS_BYTES", "ITEM_BYTES", "inline_bytes", "item_bytes", "too_large", "too_much_read"]
 
@@ -59,11 +58,12 @@ def too_much_read(size: int) -> dict[str, Any]:
 
 
 def too_large(core: Core, run: Run, output: Any = None) -> dict[str, Any] | None:
-    """The failure of a run that holds more than it may, or whose `output` alone is more."""
+    """The failure of a run that holds more than it may, or whose `output` alone is more. Raises `InvalidInput` for an
+    output that cannot be stored."""
     limit = core.limits.max_run_bytes
     size, what = run.held, "its steps' results and errors"
     if output is not None and size <= limit:
-        size, what = len(orjson.dumps(output, option=orjson.OPT_NON_STR_KEYS)), "its output"
+        size, what = len(encoded(output, "it")), "its output"
     if size <= limit:
         return None
     return error_dict(

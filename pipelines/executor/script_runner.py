@@ -26,12 +26,14 @@ from cluster.errors import HeadraceError, StorageError
 from pipelines.executor.bundles import BundleCache
 from pipelines.executor.capture import OutputCapture
 from pipelines.executor.context import Context
+from pipelines.executor.cpu_wait import cpu_wait_s
 from pipelines.executor.errors import ScriptNotFound, StepError, StepExited, StepTimeout
 from pipelines.executor.live_log import LiveLog
 from pipelines.executor.log_keys import log_key
 from pipelines.executor.port import Attempt, Outcome
 from pipelines.executor.time_limit import TimedOut, TimeLimit
 from pipelines.executor.values import Blobs, File, pack_output, resolve
+from pipelines.spec.plain import text
 
 __all__ = ["RunnerLimits", "ScriptRunner"]
 
@@ -68,11 +70,16 @@ class ScriptRunner:
 
         Raises only `KeyboardInterrupt`.
         """
-        started = time.monotonic()
+        started, waited = time.monotonic(), cpu_wait_s()
         scratch = _Scratch()
         capture = OutputCapture(self.limits.max_log)
         key = log_key(attempt)
-        live = LiveLog(capture, lambda text: self.blobs.put_log_blocking(key, text), self.limits.live_log_s)
+        live = LiveLog(
+            capture,
+            lambda text: self.blobs.put_log_blocking(key, text),
+            self.limits.live_log_s,
+            put_last=lambda text: self.blobs.put_last_log_blocking(key, text),
+        )
         output: Any = None
         error: HeadraceError | None = None
         status = "success"
@@ -101,12 +108,15 @@ class ScriptRunner:
             raise
         finally:
             scratch.close()
+        # Writing the log is not the step's work.
+        took, waited = time.monotonic() - started, cpu_wait_s() - waited
         return Outcome(
             status=status,  # type: ignore[arg-type]
             output=output,
             error=None if error is None else error.to_dict(),
             log=_keep_log(live, key, error),
-            duration_s=time.monotonic() - started,
+            duration_s=took,
+            waited_s=waited,
         )
 
     def _call(self, attempt: Attempt, callable_path: str | None, scratch: _Scratch) -> Any:
@@ -221,7 +231,7 @@ class _Scratch:
 
 def _keep_log(live: LiveLog, key: str, error: HeadraceError | None) -> Mapping[str, Any] | None:
     """Where the attempt's log stands; None for an empty one."""
-    trace = b"" if error is None else str(error.details.get("traceback", "")).encode()
+    trace = b"" if error is None else text(error.details.get("traceback", "")).encode()
     try:
         size = live.end(trace)
     except StorageError:
@@ -279,15 +289,15 @@ def _step_error(attempt: Attempt, error: BaseException, folder: Path | None) -> 
         if own is None or last.tb_frame.f_code.co_filename.startswith(own):
             line = last.tb_lineno
         last = last.tb_next
-    text = "".join(traceback.format_exception(type(error), error, start, limit=30))
+    trace = text("".join(traceback.format_exception(type(error), error, start, limit=30)))
     if own is not None:
-        text = text.replace(own + "/", "")
-    if len(text) > MAX_TRACEBACK_CHARS:
-        text = text[: MAX_TRACEBACK_CHARS // 2] + "\n…\n" + text[-MAX_TRACEBACK_CHARS // 2 :]
+        trace = trace.replace(own + "/", "")
+    if len(trace) > MAX_TRACEBACK_CHARS:
+        trace = trace[: MAX_TRACEBACK_CHARS // 2] + "\n…\n" + trace[-MAX_TRACEBACK_CHARS // 2 :]
     script = attempt.script or f"{attempt.step_id}.py"
-    message = str(error)[:MAX_MESSAGE_CHARS]
+    message = text(error)[:MAX_MESSAGE_CHARS]
     kind = type(error).__name__
     return StepError(
         f"{kind}: {message}" if message else kind,
-        details={"type": kind, "script": script, "line": line, "traceback": text},
+        details={"type": kind, "script": script, "line": line, "traceback": trace},
     )

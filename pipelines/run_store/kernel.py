@@ -11,8 +11,8 @@ more and `on_fatal` ends the process: memory is ahead of the log by then.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,7 @@ import orjson
 from cluster.clock import Clock, IdSource
 from cluster.errors import (
     CorruptObject,
+    Fenced,
     HeadraceError,
     InternalError,
     StorageError,
@@ -37,7 +38,6 @@ from pipelines.engine.core import EngineLimits
 from pipelines.engine.engine import Engine
 from pipelines.engine.events import Event
 from pipelines.engine.render import host_of
-from pipelines.executor.errors import ResultNotSerialisable
 from pipelines.executor.port import Attempt, Executor, Outcome
 from pipelines.run_store.archive import Archive
 from pipelines.run_store.attempts import Attempts
@@ -45,6 +45,7 @@ from pipelines.run_store.cut import Cut
 from pipelines.run_store.hosts import HostOutcomes, SaidOfHost
 from pipelines.run_store.memory import Entry, Memory
 from pipelines.run_store.metrics import NoMetrics, StoreMetrics
+from pipelines.run_store.outcomes import storable
 from pipelines.run_store.records import HostBreakerMoved, StoreFact, decode_record, encode_event, encode_fact
 from pipelines.run_store.settings import StoreSettings
 from pipelines.run_store.snapshots import split_snapshot
@@ -184,18 +185,11 @@ class Kernel:
 
         Returns the append's future; None when there was nothing to append (commands have run already).
         """
-        memory = self.memory
-        records: list[bytes] = []
-        touched: dict[str, Entry] = {}
-        for event in decision.events:
-            record = encode_event(event)
-            records.append(record)
-            entry = memory.ingest(event, record)
-            if entry is not None:
-                touched[entry.id] = entry
-        for fact in facts:
-            records.append(encode_fact(fact))
-            memory.apply(fact)
+        try:
+            records, touched = self._take_in(decision.events, facts)
+        except Exception as error:
+            self.fatal(error)
+            raise InternalError(f"a defect in the run store: {type(error).__name__}: {error}") from error
         commands = decision.commands
         for command in commands:
             if type(command) is CancelAttempt:
@@ -218,6 +212,21 @@ class Kernel:
         future.add_done_callback(lambda done: self._durable(done, shown, commands, began))
         self._plan_timer()
         return future
+
+    def _take_in(self, events: Iterable[Event], facts: Iterable[StoreFact]) -> tuple[list[bytes], dict[str, Entry]]:
+        """Facts as records, taken into memory; and the runs whose histories got lines."""
+        records: list[bytes] = []
+        touched: dict[str, Entry] = {}
+        for event in events:
+            record = encode_event(event)
+            records.append(record)
+            entry = self.memory.ingest(event, record)
+            if entry is not None:
+                touched[entry.id] = entry
+        for fact in facts:
+            records.append(encode_fact(fact))
+            self.memory.apply(fact)
+        return records, touched
 
     def decide(
         self, decision: Callable[[], Decision], facts: Sequence[StoreFact] = (), *, linger_s: float = 0.0
@@ -327,19 +336,25 @@ class Kernel:
         if error is not None:
             self.fatal(error)
             return
-        self.metrics.appended(self.clock.monotonic() - began)
-        for entry, number in shown:
-            entry.history.shown = max(entry.history.shown, number)
-            if entry.waiters:
-                for waiter in entry.waiters:
-                    if not waiter.done():
-                        waiter.set_result(None)
-                entry.waiters.clear()
-        try:
+        with self._no_defect():
+            self.metrics.appended(self.clock.monotonic() - began)
+            for entry, number in shown:
+                entry.history.shown = max(entry.history.shown, number)
+                if entry.waiters:
+                    for waiter in entry.waiters:
+                        if not waiter.done():
+                            waiter.set_result(None)
+                    entry.waiters.clear()
             self._perform(commands)
+        self.changed.set()
+
+    @contextlib.contextmanager
+    def _no_defect(self) -> Iterator[None]:
+        """Around what the event loop calls: it would only log what is raised, and an attempt or timer would be lost."""
+        try:
+            yield
         except Exception as defect:
             self.fatal(defect)
-        self.changed.set()
 
     def _perform(self, commands: Sequence[Command]) -> None:
         for command in commands:
@@ -376,17 +391,18 @@ class Kernel:
     def _attempt_ended(self, attempt: Attempt, outcome: Outcome) -> None:
         if self._stopped:
             return
-        outcome = _checked(outcome)
-        self.metrics.attempt_ended(attempt, outcome)
-        now = self.clock.now()
-        if attempt.type == "http_request":
-            self._host_result(attempt, outcome)
-        self.decide(
-            lambda: self.engine.attempt_finished(
-                attempt.run_id, attempt.step_id, attempt.item, attempt.fence, outcome, now=now
-            ),
-            linger_s=self.settings.step_linger_s,
-        )
+        with self._no_defect():
+            kept = storable(outcome)
+            self.metrics.attempt_ended(attempt, kept)
+            now = self.clock.now()
+            if attempt.type == "http_request":
+                self._host_result(attempt, kept)
+            self.decide(
+                lambda: self.engine.attempt_finished(
+                    attempt.run_id, attempt.step_id, attempt.item, attempt.fence, kept, now=now
+                ),
+                linger_s=self.settings.step_linger_s,
+            )
 
     def _host_result(self, attempt: Attempt, outcome: Outcome) -> None:
         host = host_of(str(attempt.request.get("url") or ""))
@@ -403,10 +419,12 @@ class Kernel:
         reference = BlobRef.parse(command.reference)
         assert reference is not None
         value: Any = None
+        size = 0
         failure: dict[str, Any] | None = None
         for attempt in range(_FETCH_TRIES):
             try:
-                value, failure = await self.blobs.get_json(reference), None
+                data = await self.blobs.get(reference)
+                value, size, failure = orjson.loads(data), len(data), None
                 break
             except StorageUnavailable as error:
                 failure = error.to_dict()
@@ -416,7 +434,7 @@ class Kernel:
                 failure = known.to_dict()
                 break
         self.decide(
-            lambda: self.engine.value_fetched(command.sha256, value, now=self.clock.now(), error=failure),
+            lambda: self.engine.value_fetched(command.sha256, value, size=size, now=self.clock.now(), error=failure),
             linger_s=self.settings.step_linger_s,
         )
 
@@ -437,7 +455,8 @@ class Kernel:
         if self._stopped:
             return
         now = self.clock.now()
-        self.decide(lambda: self.engine.tick(now), linger_s=self.settings.step_linger_s)
+        with self._no_defect():
+            self.decide(lambda: self.engine.tick(now), linger_s=self.settings.step_linger_s)
 
     # ---- ends ----
 
@@ -463,11 +482,11 @@ class Kernel:
                     return
                 try:
                     await log.check_owner()
-                except StorageUnavailable:
-                    continue
-                except StorageError as error:
+                except (Fenced, CorruptObject) as error:
                     self.fatal(error)
                     return
+                except StorageError:
+                    continue  # a look that fails says nothing; writing waits for better times, too
         finally:
             stopped.cancel()
 
@@ -480,15 +499,3 @@ class Kernel:
 def _stopped(why: BaseException | None) -> Unavailable:
     reason = f": {why}" if why is not None else ""
     return Unavailable(f"this run store has stopped{reason}", retry_after_s=2)
-
-
-def _checked(outcome: Outcome) -> Outcome:
-    """What an executor gave, or a failure where it cannot be kept as JSON: it would break the log's next reader."""
-    if outcome.output is None or isinstance(outcome.output, (str, bool)):
-        return outcome
-    try:
-        orjson.dumps(outcome.output)
-    except TypeError as error:
-        failure = ResultNotSerialisable(f"the step's result is not JSON: {error}")
-        return replace(outcome, status="failed", output=None, error=failure.to_dict())
-    return outcome

@@ -17,6 +17,7 @@ from pipelines.engine.codec import from_dict, to_dict
 from pipelines.engine.events import Event
 from pipelines.run_store.archive import ArchiveSegment
 from pipelines.run_store.outbox import Attempted, Delivery
+from pipelines.spec.plain import forced
 
 __all__ = [
     "Archived",
@@ -81,8 +82,8 @@ def encode_event(event: Event) -> bytes:
     try:
         return orjson.dumps(raw, option=orjson.OPT_SERIALIZE_NUMPY)
     except TypeError:
-        # A value that is almost JSON (an integer over 64 bits, a key that is no text): kept as well as JSON can.
-        return orjson.dumps(_plain(raw))
+        # What came from outside was checked before; should something have slipped through, it is kept as JSON can.
+        return orjson.dumps(forced(raw))
 
 
 def encode_fact(fact: StoreFact) -> bytes:
@@ -132,16 +133,6 @@ def decode_record(data: bytes) -> Record:
     raise FormatVersionUnsupported(
         f"the log holds a fact {name!r} that this release does not know: it was written by a later one"
     )
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(child) for key, child in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(child) for child in value]
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value if -(2**63) <= value < 2**64 else str(value)
-    return value if value is None or isinstance(value, (str, float, bool)) else str(value)
 
 
 def _known(cls: Any, raw: Mapping[str, Any]) -> dict[str, Any]:

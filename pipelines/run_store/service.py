@@ -50,8 +50,10 @@ from pipelines.run_store.records import WebhookQueued
 from pipelines.run_store.registration import Definition, read_definition
 from pipelines.run_store.runids import created_ms, order_key
 from pipelines.run_store.settings import StoreSettings
+from pipelines.run_store.submits import checked_input
 from pipelines.run_store.webhooks import HttpSender, WebhookSigner
 from pipelines.spec.check import Known
+from pipelines.spec.plain import encoded, text
 
 __all__ = ["RunStore"]
 
@@ -157,6 +159,7 @@ class RunStore(RunReader):
             return {**known, "created": False}
         self._check_accepting()
         self._check_room()
+        given = checked_input(request)
         now = kernel.clock.now()
         meta: dict[str, Any] = {}
         if request.get("caller"):
@@ -182,7 +185,7 @@ class RunStore(RunReader):
         if key is not None:
             keys.begin(key, body)
         try:
-            value = await _stored(self._spilled(request.get("input")))
+            value = await _stored(self._spilled(given))
             await _stored(self._keep_files(value))
             future = kernel.decide(
                 lambda: kernel.engine.submit(
@@ -235,7 +238,7 @@ class RunStore(RunReader):
             return await self.get(run_id)
         self._check_accepting()
         future = kernel.decide(
-            lambda: kernel.engine.cancel(run_id, now=kernel.clock.now(), reason=reason or "cancelled by request")
+            lambda: kernel.engine.cancel(run_id, now=kernel.clock.now(), reason=text(reason or "cancelled by request"))
         )
         await kernel.wait(future, timeout_s=self.settings.durable_timeout_s)
         return await self.get(run_id)
@@ -249,6 +252,7 @@ class RunStore(RunReader):
             raise Conflict(f"run {run_id} is {view['state']}: nothing in it waits for a signal")
         if payload is not None and not isinstance(payload, Mapping):
             raise InvalidInput('a signal is a JSON object such as {"approved": true, "comment": "fine"}')
+        payload = orjson.loads(encoded(payload, "the signal"))
         self._check_accepting()
         future = kernel.decide(lambda: kernel.engine.signal(run_id, step_id, payload, now=kernel.clock.now()))
         await kernel.wait(future, timeout_s=self.settings.durable_timeout_s)
@@ -442,17 +446,15 @@ class RunStore(RunReader):
         key = request.get("idempotency_key")
         return f"{request.get('caller') or ''}:{key}" if key else None
 
-    async def _spilled(self, value: Any) -> Any:
-        """The input as it goes into the log: a large one is stored as a blob first."""
-        try:
-            data = orjson.dumps(value)
-        except (TypeError, ValueError) as error:
-            raise InvalidInput(f"the input is not JSON: {error}") from None
+    async def _spilled(self, data: bytes) -> Any:
+        """The input, from its JSON, as it goes into the log: a large one is stored as a blob first."""
         if len(data) > self.settings.max_input_bytes:
             raise TooLarge(
                 f"the input has {len(data)} bytes, the limit is {self.settings.max_input_bytes}: send large values as "
                 "files"
             )
+        # As it will be read back: a number that is none is null in the log.
+        value = orjson.loads(data)
         if len(data) <= self.settings.spill_bytes or not isinstance(value, Mapping):
             return value
         # The engine checks declared inputs by name, so only the large values of a mapping are moved out.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -18,13 +18,14 @@ from cluster.config.models import Config, RuleConfig, Signature
 from cluster.config.problems import Problem, closest, raise_for
 from cluster.config.source import Mark, Tree, locate, parse_yaml, plain
 from cluster.config.typing_problems import problems_of
-from cluster.errors import InvalidConfig, NotFound
+from cluster.errors import InvalidConfig, InvalidInput, NotFound
 from pipelines.executor.bundles import digest_of, pack_folder
 from pipelines.spec.check import Known, check_workflow
 from pipelines.spec.imports import Modules
 from pipelines.spec.models import WorkflowSpec
 from pipelines.spec.nesting import child_input_problems, nesting_problems
 from pipelines.spec.partial import right_part
+from pipelines.spec.plain import encoded
 
 __all__ = [
     "WORKFLOW_FILE",
@@ -239,6 +240,16 @@ def load_folders(folders: Iterable[Path], *, known: Known) -> dict[str, Workflow
     return found
 
 
+def _unstorable(spec: WorkflowSpec | None, tree: Tree, file: str) -> Iterator[Problem]:
+    try:
+        if spec is not None:
+            encoded(spec.model_dump(mode="json", exclude_unset=True), "the definition")
+    except InvalidInput as error:
+        yield Problem(file, tree.mark.line, "", error.message)
+    except ValueError as error:
+        yield Problem(file, tree.mark.line, "", f"the definition cannot be stored: {error}")
+
+
 def _problems_between(
     specs: Mapping[str, WorkflowSpec], place: Callable[..., tuple[Mark, tuple[str, ...]]], known: Known
 ) -> list[Problem]:
@@ -305,6 +316,7 @@ def _parse(
     if known.workflows is not None:
         known = replace(known, workflows=known.workflows | {part.name})
     found = check_workflow(part, lambda *path: locate(tree, ("workflow", *path)), known, scripts, file)
+    problems += _unstorable(whole, tree, file)
     # What a step's wrong keys may have said is not known: nothing is held against it that they could have mended.
     unsure = {f"workflow.steps.{index}.{key}" for index in damaged for key in ("id", "run_if", "model")}
     told = {(problem.file, problem.line, problem.key) for problem in problems}

@@ -20,7 +20,7 @@ from pipelines.spec.graph import Problem
 from pipelines.spec.model_inputs import has_template
 from pipelines.spec.models import ForeachSpec, InputSpec, LoopSpec, RetrySpec, StepSpec, WorkflowSpec
 
-__all__ = ["JSON_TYPES", "nonsense", "of_type"]
+__all__ = ["JSON_TYPES", "MAX_SEED", "nonsense", "of_type"]
 
 Path = tuple[str | int, ...]
 
@@ -45,7 +45,7 @@ _ONE_EXPRESSION = re.compile(r"\{\{(?:(?!\}\}).)*\}\}", re.DOTALL)
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 """A header's name: a token of RFC 9110, section 5.6.2."""
 _NO_EFFECT: Mapping[str, Collection[str]] = {"approval": ("input", "seed", "priority")}
-_MAX_SEED = 1 << 53
+MAX_SEED = 1 << 53
 """Every JSON reader keeps whole numbers up to here."""
 
 
@@ -106,7 +106,7 @@ def _times(base: Path, step: StepSpec, spec: WorkflowSpec) -> Iterator[Problem]:
 
 
 def _seed(path: Path, seed: int | None) -> Iterator[Problem]:
-    if seed is not None and not 0 <= seed <= _MAX_SEED:
+    if seed is not None and not 0 <= seed <= MAX_SEED:
         yield Problem(path=path, message=f"a seed is a whole number from 0 to 2^53, not {seed}")
 
 

@@ -7,6 +7,7 @@ lists and mappings appear as JSON. Undefined names are errors. Knows nothing of 
 from __future__ import annotations
 
 import json
+import math
 import re
 import threading
 from collections.abc import Callable, Mapping
@@ -317,7 +318,11 @@ def _evaluate(expression: Any, source: str, context: Mapping[str, Any], values: 
 
 def _plain(value: Any, source: str) -> Any:
     """The value as JSON would hold it: generators and tuples as lists, and nothing undefined in it."""
-    if value is None or isinstance(value, (bool, int, float)):
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, (int, float)):
+        if not (math.isfinite(value) if isinstance(value, float) else -(2**63) <= value < 2**64):
+            raise TemplateError(f"`{_short(source)}` gave a number that JSON cannot hold")
         return value
     if isinstance(value, str):
         return str(value)
