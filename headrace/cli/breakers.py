@@ -7,12 +7,16 @@ from typing import Annotated
 import typer
 
 from headrace.cli.context import Json, shared
+from headrace.cli.help import Group
 from headrace.cli.output import ago, print_json, print_table, say, time_left
 
 __all__ = ["add_to"]
 
 breakers = typer.Typer(
-    help="Circuit breakers of model versions and http hosts.", no_args_is_help=False, invoke_without_command=True
+    cls=Group,
+    help="Circuit breakers of model versions and http hosts.",
+    no_args_is_help=False,
+    invoke_without_command=True,
 )
 
 

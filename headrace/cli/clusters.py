@@ -25,7 +25,10 @@ def up(
     only: Annotated[list[str] | None, typer.Option("--model", "-m", help="Deploy only this model; repeatable")] = None,
     json: Json = False,
 ) -> None:
-    """Start the environment: a local Ray cluster, control plane, router, workflows and models. Safe to repeat."""
+    """Start the environment, with its models and workflows. Safe to repeat.
+
+    In dev that is a local Ray cluster, the control plane, the run stores, the router, then the models.
+    """
     from headrace.cli.configs import deploy_and_follow
     from headrace.cli.workflows import register_folders
     from headrace.deployment import deploy_request

@@ -25,7 +25,10 @@ def gc(
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it is done")] = True,
     json: Json = False,
 ) -> None:
-    """Remove finished runs after `state.retention.runs`, with their logs, and blobs that no run names any more."""
+    """Remove old runs with their logs, and blobs that nobody needs.
+
+    Runs go `state.retention.runs` after their end, blobs when nothing names them any more.
+    """
     client = shared(json=json).client()
     view = client.collect(dry_run=dry_run)
     if view["dry_run"] != dry_run:

@@ -41,7 +41,10 @@ def validate(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Check everything without a cluster: files, keys, names, cycles, expressions, scripts, classes."""
+    """Check the configuration and its workflows. Needs no cluster.
+
+    Files, keys, names, cycles, expressions, scripts and classes: every mistake is told at once, with file and line.
+    """
     state = shared(json=json)
     problems, checked, hints = _check_paths(state, paths) if paths else _check_environments(state, every, no_secrets)
     if json:
@@ -282,7 +285,7 @@ def schema(
         Path | None, typer.Option("--to", help="Folder; default: schema/ in the configuration folder")
     ] = None,
 ) -> None:
-    """Write the JSON Schemas that editors use for environment and workflow files."""
+    """Write the JSON Schemas by which editors check the files."""
     from cluster.config.loader import find_config_dir
     from headrace.schemas import write_schemas
 

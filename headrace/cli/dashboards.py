@@ -9,6 +9,7 @@ import typer
 
 from cluster.errors import InvalidInput
 from headrace.cli.context import Json, Shared, shared
+from headrace.cli.help import Group
 from headrace.cli.output import note, print_json, say
 
 __all__ = ["add_to"]
@@ -17,7 +18,7 @@ _TOKEN = "GRAFANA_TOKEN"
 _RAY_DISCOVERY = "/tmp/ray/prom_metrics_service_discovery.json"
 
 dashboards = typer.Typer(
-    help="Grafana dashboards and alert rules: export files, push to Grafana.", no_args_is_help=True
+    cls=Group, help="Grafana dashboards and alert rules: export them, push them.", no_args_is_help=True
 )
 
 

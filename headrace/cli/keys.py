@@ -7,11 +7,12 @@ from typing import Annotated
 import typer
 
 from headrace.cli.context import Json, shared
+from headrace.cli.help import Group
 from headrace.cli.output import ago, note, print_json, print_table, say
 
 __all__ = ["add_to"]
 
-keys = typer.Typer(help="API keys: list, create, revoke.", no_args_is_help=False, invoke_without_command=True)
+keys = typer.Typer(cls=Group, help="API keys: list, create, revoke.", invoke_without_command=True)
 
 
 def add_to(app: typer.Typer) -> None:

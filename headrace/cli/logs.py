@@ -50,7 +50,10 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", help="Go on with what comes until the run has ended")] = False,
     json: Json = False,
 ) -> None:
-    """What the steps of a run printed, each attempt of each step and item; also while they run."""
+    """What the steps of a run printed, also while they run.
+
+    Each attempt of each step and item by itself.
+    """
     if step is not None and named is not None and step != named:
         raise InvalidInput(f"name one step: {step!r} or --step {named!r}")
     step = step or named

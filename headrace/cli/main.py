@@ -25,6 +25,7 @@ from headrace.cli import (
     workflows,
 )
 from headrace.cli.context import Json, begin, configure, shared
+from headrace.cli.help import Sections, readable
 from headrace.cli.output import fail, note, print_json, say
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="headrace",
+    cls=Sections,
     help="Many versions of many models on one Ray cluster, released by figures, and durable workflows over them.",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -54,7 +56,7 @@ def options(
         typer.Option("--configs", help="The configuration folder [the nearest configs/]", show_default=False),
     ] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", help="KEY=VALUE over the configuration files; repeatable")
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Over the configuration files; repeatable")
     ] = None,
     url: Annotated[
         str | None,
@@ -92,7 +94,10 @@ def version(json: Json = False) -> None:
 def completion(
     shell: Annotated[str, typer.Argument(help="bash, zsh, fish or powershell")] = "bash",
 ) -> None:
-    """Print the completion script: `headrace completion bash > ~/.local/share/bash-completion/completions/headrace`."""
+    """Print the script that completes commands and options in a shell.
+
+    For bash: `headrace completion bash > ~/.local/share/bash-completion/completions/headrace`.
+    """
     from typer._completion_shared import get_completion_script
 
     if shell not in ("bash", "zsh", "fish", "powershell"):
@@ -114,7 +119,7 @@ def run(
     completion_init()
     begin(process_environment() if env is None else env, transport)
     try:
-        app(args=arguments, prog_name="headrace")
+        readable(typer.main.get_command(app))(args=arguments, prog_name="headrace")
     except HeadraceError as error:
         return fail(error, as_json=shared().json)
     except KeyboardInterrupt:

@@ -10,11 +10,12 @@ import typer
 
 from cluster.errors import InvalidInput
 from headrace.cli.context import Json, shared
+from headrace.cli.help import Group
 from headrace.cli.output import ago, note, print_json, print_table, say, short
 
 __all__ = ["add_to"]
 
-models = typer.Typer(help="Models and their versions: list, show.", invoke_without_command=True)
+models = typer.Typer(cls=Group, help="Models and their versions: list, show.", invoke_without_command=True)
 
 
 def add_to(app: typer.Typer) -> None:
@@ -194,7 +195,7 @@ def feedback(
     version: Annotated[str | None, typer.Option(help="Its version (x-headrace-version), for an old answer")] = None,
     json: Json = False,
 ) -> None:
-    """Say how good an earlier answer was; releases take it into account."""
+    """Say how good an earlier answer was, for releases to consider."""
     answer = shared(json=json).client().feedback(request_id, score, comment=comment, model=model, version=version)
     if json:
         print_json(answer)

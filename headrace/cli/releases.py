@@ -9,13 +9,15 @@ import typer
 from cluster.errors import InvalidInput
 from headrace.admin import ReleaseOptions
 from headrace.cli.context import Json, shared
+from headrace.cli.help import Group
 from headrace.cli.output import ago, print_json, print_table, say, short
 from headrace.release_text import release_lines
 
 __all__ = ["add_to"]
 
 release = typer.Typer(
-    help="Releases: plan, start, status, promote, pause, resume, rollback, history, show; record, promotions.",
+    cls=Group,
+    help="Move a model's traffic to another version by figures, or back.",
     no_args_is_help=True,
 )
 
@@ -72,7 +74,10 @@ def plan(
     guard: Guard = None,
     json: Json = False,
 ) -> None:
-    """What `start` with the same flags would begin, after its checks; nothing moves. Exit code 1: it is refused."""
+    """What `start` would begin, after its checks, moving nothing.
+
+    It takes the same flags. Exit code 1: it is refused.
+    """
     options = _options(strategy, steps, step_duration, analysis, guard)
     view = shared(json=json).client().plan_release(model, candidate, **options)
     _show(view, json)
@@ -87,7 +92,7 @@ def show(identifier: Annotated[str, typer.Argument(help="The release's id")], js
 
 @release.command("status")
 def status(model: Model, json: Json = False) -> None:
-    """How the newest release stands, what the figures say, and why it goes on or waits."""
+    """How the newest release stands, and why it goes on or waits."""
     _show(shared(json=json).client().release(model), json)
 
 
@@ -144,8 +149,10 @@ def record(
     reason: Annotated[str, typer.Option(help="How it was proved; it is kept with the record")],
     json: Json = False,
 ) -> None:
-    """Record a promotion without a release, after the golden requests: for a first version, which has nothing to be
-    compared with. prod takes only what is recorded in staging."""
+    """Record a promotion without a release, for a first version.
+
+    It has nothing to be compared with, but its golden requests are run. prod takes only what is recorded in staging.
+    """
     row = shared(json=json).client().record_promotion(model, version, reason=reason)
     if json:
         print_json(row)

@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["add_to"]
 
 Workflow = Annotated[str, typer.Argument(help="A registered workflow, or a folder with a workflow.yaml")]
-Pairs = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="The run's input, as --input takes it")
-]
+Pairs = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="The run's input, as --input takes it")]
 RunId = Annotated[str, typer.Argument(help="The run's id")]
 Inputs = Annotated[
     list[str] | None, typer.Option("--input", "-i", help="key=value (repeatable), JSON, @file.json, or - for stdin")
@@ -192,7 +190,10 @@ def runs(
     after: Annotated[int | None, typer.Option(min=0, help="Items behind this one")] = None,
     json: Json = False,
 ) -> None:
-    """Runs, newest first; with an id, that run with its steps; with --items, the items of one of them."""
+    """List runs, newest first, or show one with its steps.
+
+    With --items, the items of one foreach step.
+    """
     client = shared(json=json).client()
     if items is not None:
         if run_id is None:
@@ -253,7 +254,9 @@ def resume(
     wait: Annotated[bool, typer.Option("--wait", help="Follow it to its end")] = False,
     json: Json = False,
 ) -> None:
-    """Go on with a failed or cancelled run from its last committed steps.
+    """Go on with a failed or cancelled run, from its last steps.
+
+    Committed steps are not run again.
 
     With an edited workflow it first shows which committed steps stay valid, and asks.
     """
@@ -339,7 +342,7 @@ def verify(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Read a bucket's logs and check that nothing was lost, doubled or started out of turn. Needs no cluster."""
+    """Check a bucket's logs: nothing lost, doubled or out of turn. Needs no cluster."""
     from headrace.verifying import verify_storage
 
     try:

@@ -20,7 +20,10 @@ def add_to(app: typer.Typer) -> None:
 
 
 def slots(json: Json = False) -> None:
-    """Locks and named queues that are in use: who holds them, who waits, the next one first."""
+    """Who holds and who waits for locks and named queues.
+
+    Those that are in use; of those who wait, the next one first.
+    """
     found = shared(json=json).client().slots()
     if json:
         print_json({"slots": found})

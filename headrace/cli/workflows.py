@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from headrace.cli.context import Json, Shared, shared
+from headrace.cli.help import Group
 from headrace.cli.output import print_json, print_table, say, short
 
 if TYPE_CHECKING:
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["add_to", "all_folders", "register_folders"]
 
-workflows = typer.Typer(help="Workflows: list, show, register.", invoke_without_command=True)
-webhooks = typer.Typer(help="Webhooks: replay.", no_args_is_help=True)
+workflows = typer.Typer(cls=Group, help="Workflows: list, show, register.", invoke_without_command=True)
+webhooks = typer.Typer(cls=Group, help="Webhooks: replay.", no_args_is_help=True)
 
 
 def add_to(app: typer.Typer) -> None:

@@ -91,7 +91,7 @@ def test_watch_json_prints_one_event_per_line(capsys: Capture) -> None:
     ("arguments", "code", "words"),
     [
         (["frobnicate"], 2, "frobnicate"),
-        (["run"], 2, "workflow"),
+        (["run"], 2, "WORKFLOW"),
         (["--set", "nonsense", "models"], 2, "KEY=VALUE"),
         (["models", "--nope"], 2, "--nope"),
         (["run", "w", "-i", "not json"], 2, "no JSON"),
