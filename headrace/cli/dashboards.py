@@ -40,7 +40,10 @@ def export(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Write dashboards, alert rules, and configurations of Prometheus, Alertmanager and Grafana's provisioning."""
+    """Write dashboards and alert rules to files.
+
+    With the configurations of Prometheus, Alertmanager and Grafana's provisioning that use them.
+    """
     from dashboards.bundle import EDITABLE, bundle
 
     state = shared(json=json)
