@@ -70,8 +70,8 @@ STORE_MUTANTS = (
         name="goes-on-after-a-failed-write",
         invariant="nothing_lost",
         file=KERNEL,
-        old="            self.fatal(error)\n            return\n        self.metrics.appended",
-        new="            pass\n        self.metrics.appended",
+        old="            self.fatal(error)\n            return\n        with self._no_defect():",
+        new="            pass\n        with self._no_defect():",
         tests=(f"{window(1)}_its_owner_was_only_asleep",),
     ),
     Mutant(
@@ -86,10 +86,10 @@ STORE_MUTANTS = (
         name="cancel-told-before-written",
         invariant="nothing_after_cancel",
         file=STORE,
-        old='reason=reason or "cancelled by request")\n        )\n'
+        old='reason=text(reason or "cancelled by request"))\n        )\n'
         "        await kernel.wait(future, timeout_s=self.settings.durable_timeout_s)\n"
         "        return await self.get(run_id)\n",
-        new='reason=reason or "cancelled by request")\n        )\n'
+        new='reason=text(reason or "cancelled by request"))\n        )\n'
         "        return self._finish_view(kernel.engine.view(run_id))\n",
         tests=(f"{STORE_HISTORIES}::test_every_acknowledged_run_ends_and_nothing_is_committed_twice",),
     ),
