@@ -28,13 +28,15 @@ from headrace.results import (
     checked,
 )
 from headrace.tensors import decode_answer, encode_request
-from headrace.wire import Call, Response, error_of, json_body, path_of
+from headrace.wire import Call, Response, error_of, header_text, json_body, path_of
 
 __all__ = ["File", "Files", "admin", "chat_body", "pinned", "stream_text"]
 
 File = bytes | Path | tuple[str, bytes]
 """Content, a path to read, or (name, content)."""
 Files = Mapping[str, File | Sequence[File]]
+ANSWER_S = 5.0
+"""How much longer than the server a client waits."""
 
 
 def pinned(
@@ -43,9 +45,9 @@ def pinned(
     """Headers that pin a version, keep a caller on one side of an experiment, bound the time, or set the urgency."""
     headers = {}
     if version is not None:
-        headers["x-headrace-version"] = version
+        headers["x-headrace-version"] = header_text(version)
     if key is not None:
-        headers["x-headrace-key"] = key
+        headers["x-headrace-key"] = header_text(key)
     if timeout_s is not None:
         headers["x-request-timeout-seconds"] = f"{timeout_s:g}"
     if priority is not None:
@@ -64,7 +66,9 @@ def infer(
     parameters: Mapping[str, Any] | None,
     headers: Mapping[str, str],
     single: bool,
+    timeout_s: float | None = None,
 ) -> Call[Answer]:
+    """`timeout_s`: what the caller gives the server. The answer, also that it was too late, needs a moment more."""
     body, kind = encode_request(items, parameters=parameters)
     parts = ["v2", "models", model, *(["versions", version] if version else []), "infer"]
 
@@ -74,7 +78,8 @@ def infer(
         outputs = {name: values[0] if single and values else values for name, values in columns.items()}
         return Answer(outputs, Chosen.of(response.headers), data)
 
-    return Call("POST", path_of(*parts), parse, {**kind, **headers}, body)
+    patience_s = timeout_s + ANSWER_S if timeout_s is not None and timeout_s > 0 else None
+    return Call("POST", path_of(*parts), parse, {**kind, **headers}, body, timeout_s=patience_s)
 
 
 def metadata(model: str, version: str | None) -> Call[dict[str, Any]]:
@@ -178,7 +183,7 @@ def submit(
     idempotency_key: str | None,
 ) -> Call[Run]:
     """Without a key of the caller's own a fresh one is sent, so that a lost answer can be asked for again safely."""
-    headers = {"idempotency-key": idempotency_key or f"auto-{uuid.uuid4()}"}
+    headers = {"idempotency-key": header_text(idempotency_key) if idempotency_key else f"auto-{uuid.uuid4()}"}
     extra = {"webhook": webhook, "priority": priority, "seed": seed, "version": version}
     extra = {name: value for name, value in extra.items() if value is not None}
     if not files:

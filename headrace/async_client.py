@@ -43,7 +43,9 @@ class AsyncClient(AsyncShell):
     ) -> Answer:
         """Send one item (`{input name: value}`) to a model or route. `key` keeps a caller on one version."""
         headers = api.pinned(key=key, timeout_s=timeout_s)
-        call = api.infer(model, [inputs], version=version, parameters=parameters, headers=headers, single=True)
+        call = api.infer(
+            model, [inputs], version=version, parameters=parameters, headers=headers, single=True, timeout_s=timeout_s
+        )
         return await self._do(call)
 
     async def infer_batch(
@@ -58,7 +60,9 @@ class AsyncClient(AsyncShell):
     ) -> Answer:
         """Send several items in one request; the outputs are lists in the order of the items."""
         headers = api.pinned(key=key, timeout_s=timeout_s)
-        call = api.infer(model, items, version=version, parameters=parameters, headers=headers, single=False)
+        call = api.infer(
+            model, items, version=version, parameters=parameters, headers=headers, single=False, timeout_s=timeout_s
+        )
         return await self._do(call)
 
     async def metadata(self, model: str, *, version: str | None = None) -> dict[str, Any]:

@@ -38,7 +38,8 @@ def find_connection(
     Raises Unavailable when there is none of them, with what to do.
     """
     name = environment or env.get("HEADRACE_ENV") or "dev"
-    key = api_key or env.get("HEADRACE_API_KEY") or None
+    # Read from a file or a secret store, a key easily brings a line end along.
+    key = (api_key or env.get("HEADRACE_API_KEY") or "").strip() or None
     given = url or env.get("HEADRACE_URL")
     path = _find_file(env, name, start or Path.cwd())
     saved = read_credentials(path) if path is not None else None

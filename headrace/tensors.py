@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -54,7 +55,7 @@ def encode_request(
         body["parameters"] = dict(parameters)
     if request_id:
         body["id"] = request_id
-    head = json.dumps(body, ensure_ascii=False).encode()
+    head = _json("the request", body).encode()
     if not blobs:
         return head, {"content-type": "application/json"}
     headers = {"content-type": "application/octet-stream", _LENGTH: str(len(head))}
@@ -67,7 +68,8 @@ def _tensor(name: str, values: list[Any]) -> tuple[dict[str, Any], bytes | None]
     if isinstance(first, bytes | bytearray | memoryview):
         if not all(isinstance(value, bytes | bytearray | memoryview) for value in values):
             raise InvalidInput(f"the input {name!r} is bytes in one item and something else in another")
-        blob = b"".join(struct.pack("<I", len(value)) + bytes(value) for value in values)
+        pieces = [bytes(value) for value in values]
+        blob = b"".join(struct.pack("<I", len(piece)) + piece for piece in pieces)
         tensor = {
             "name": name,
             "datatype": "BYTES",
@@ -80,7 +82,7 @@ def _tensor(name: str, values: list[Any]) -> tuple[dict[str, Any], bytes | None]
         if kind is None:
             raise InvalidInput(f"the input {name!r} has the numpy type {first.dtype}, which the protocol does not know")
         rows = [value.tolist() if hasattr(value, "tolist") else value for value in values]
-        return {"name": name, "datatype": kind, "shape": [len(rows), *_shape(name, rows)], "data": _flat(rows)}, None
+        return _numbers(name, kind, [len(rows), *_shape(name, rows)], _flat(rows))
     if isinstance(first, str):
         return {"name": name, "datatype": "BYTES", "shape": [len(values)], "data": values}, None
     if isinstance(first, Mapping) or (isinstance(first, list | tuple) and not _numeric(first)):
@@ -92,7 +94,7 @@ def _tensor(name: str, values: list[Any]) -> tuple[dict[str, Any], bytes | None]
                 "shape": [len(rows), *_shape(name, rows)],
                 "data": _flat(rows),
             }, None
-        texts = [json.dumps(value, ensure_ascii=False) for value in values]
+        texts = [_json(f"the input {name!r}", value) for value in values]
         return {"name": name, "datatype": "BYTES", "shape": [len(values)], "data": texts}, None
     leaves = _flat(values)
     if not leaves or not all(isinstance(leaf, bool | int | float) for leaf in leaves):
@@ -101,7 +103,28 @@ def _tensor(name: str, values: list[Any]) -> tuple[dict[str, Any], bytes | None]
         kind = "BOOL"
     else:
         kind = "INT64" if all(isinstance(leaf, int) for leaf in leaves) else "FP32"
-    return {"name": name, "datatype": kind, "shape": [len(values), *_shape(name, values)], "data": leaves}, None
+    return _numbers(name, kind, [len(values), *_shape(name, values)], leaves)
+
+
+def _numbers(name: str, kind: str, shape: list[int], data: list[Any]) -> tuple[dict[str, Any], bytes | None]:
+    """In JSON, or in binary form where a number is none that JSON knows (infinity, NaN)."""
+    tensor: dict[str, Any] = {"name": name, "datatype": kind, "shape": shape}
+    if not any(isinstance(value, float) and not math.isfinite(value) for value in data):
+        return {**tensor, "data": data}, None
+    try:
+        blob = struct.pack(f"<{len(data)}{_FORMATS[kind]}", *data)
+    except (OverflowError, struct.error):
+        raise InvalidInput(f"the input {name!r} holds numbers beyond the range of {kind}") from None
+    return {**tensor, "parameters": {"binary_data_size": len(blob)}}, blob
+
+
+def _json(what: str, value: Any) -> str:
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        text.encode()
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(f"{what} cannot be sent as JSON: {error}") from None
+    return text
 
 
 def _numeric(value: Any) -> bool:

@@ -24,6 +24,8 @@ class Request:
     query: Mapping[str, list[str]]
     headers: Mapping[str, str]
     body: bytes
+    timeout_s: float | None = None
+    """How long the answer may take; None: the transport's own limit."""
 
     def json(self) -> Any:
         return json.loads(self.body)
@@ -63,7 +65,7 @@ class ScriptedTransport:
         self, method: str, path: str, headers: Mapping[str, str], body: bytes, timeout_s: float | None
     ) -> Response:
         split = urlsplit(path)
-        request = Request(method, split.path, parse_qs(split.query), dict(headers), body)
+        request = Request(method, split.path, parse_qs(split.query), dict(headers), body, timeout_s)
         self.sent.append(request)
         answers = self._script.get((method, split.path))
         if not answers:

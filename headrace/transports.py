@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
-from cluster.errors import DeadlineExceeded, Unavailable
+from cluster.errors import DeadlineExceeded, InvalidConfig, Unavailable
 from headrace.wire import Response, error_of
 
 if TYPE_CHECKING:
@@ -24,7 +24,10 @@ __all__ = [
 ]
 
 STREAM_PAUSE_S = 3600.0
-"""A stream may be silent this long; the server sends a heartbeat every 15 s."""
+"""A stream may be silent this long: a model may think, a step may print nothing."""
+EVENTS_PAUSE_S = 60.0
+"""The events of a run may not: the server sends a heartbeat every 15 s. After a minute the connection is dead, however
+alive it looks from here (a computer that slept, a router that forgot it)."""
 
 
 class Transport(Protocol):
@@ -58,7 +61,41 @@ class AsyncTransport(Protocol):
 
 
 def _auth(api_key: str | None) -> dict[str, str]:
-    return {"authorization": f"Bearer {api_key}"} if api_key else {}
+    if not api_key:
+        return {}
+    if not api_key.isascii() or not api_key.isprintable() or api_key != api_key.strip():
+        # Here, since the HTTP library would show the key in its error.
+        raise InvalidConfig(
+            "the API key holds characters that no header can carry: is it whole, and nothing but the key?"
+        )
+    return {"authorization": f"Bearer {api_key}"}
+
+
+def _base(url: str) -> str:
+    """Raises `InvalidConfig` for what is no URL of a server."""
+    import httpx
+
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise InvalidConfig(f"{url!r} is not a URL: {error}") from None
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise InvalidConfig(f"{url!r} is not an http(s) URL with a host, such as http://127.0.0.1:8000")
+    return url.rstrip("/")
+
+
+def _pause_s(method: str, headers: Mapping[str, str]) -> float:
+    has_heartbeat = method == "GET" and headers.get("accept") == "text/event-stream"
+    return EVENTS_PAUSE_S if has_heartbeat else STREAM_PAUSE_S
+
+
+def _broke_off(error: Exception, url: str, pause_s: float) -> Unavailable | DeadlineExceeded:
+    """As `_lost`, of a stream: one whose heartbeat has stopped may be taken up again."""
+    import httpx
+
+    if isinstance(error, httpx.ReadTimeout) and pause_s == EVENTS_PAUSE_S:
+        return Unavailable(f"{url} has been silent for {pause_s:g} s")
+    return _lost(error, url)
 
 
 def _lost(error: Exception, url: str) -> Unavailable | DeadlineExceeded:
@@ -77,7 +114,7 @@ class HttpTransport:
     def __init__(self, url: str, api_key: str | None, *, timeout_s: float, http: httpx.Client | None = None):
         import httpx
 
-        self._url = url.rstrip("/")
+        self._url = _base(url)
         self._http = http or httpx.Client(
             timeout=httpx.Timeout(timeout_s, connect=10), headers={"user-agent": "headrace"}
         )
@@ -105,19 +142,20 @@ class HttpTransport:
     def chunks(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Iterator[Iterator[bytes]]:
         import httpx
 
+        pause_s = _pause_s(method, headers)
         try:
             with self._http.stream(
                 method,
                 self._url + path,
                 headers={**self._headers, **headers},
                 content=body,
-                timeout=httpx.Timeout(STREAM_PAUSE_S, connect=10),
+                timeout=httpx.Timeout(pause_s, connect=10),
             ) as answer:
                 if answer.status_code >= 400:
                     raise error_of(Response(answer.status_code, dict(answer.headers), answer.read()))
                 yield answer.iter_bytes()
         except httpx.HTTPError as error:
-            raise _lost(error, self._url) from error
+            raise _broke_off(error, self._url, pause_s) from error
 
     def close(self) -> None:
         self._http.close()
@@ -129,7 +167,7 @@ class AsyncHttpTransport:
     def __init__(self, url: str, api_key: str | None, *, timeout_s: float, http: httpx.AsyncClient | None = None):
         import httpx
 
-        self._url = url.rstrip("/")
+        self._url = _base(url)
         self._http = http or httpx.AsyncClient(
             timeout=httpx.Timeout(timeout_s, connect=10), headers={"user-agent": "headrace"}
         )
@@ -159,19 +197,20 @@ class AsyncHttpTransport:
     ) -> AsyncIterator[AsyncGenerator[bytes, None]]:
         import httpx
 
+        pause_s = _pause_s(method, headers)
         try:
             async with self._http.stream(
                 method,
                 self._url + path,
                 headers={**self._headers, **headers},
                 content=body,
-                timeout=httpx.Timeout(STREAM_PAUSE_S, connect=10),
+                timeout=httpx.Timeout(pause_s, connect=10),
             ) as answer:
                 if answer.status_code >= 400:
                     raise error_of(Response(answer.status_code, dict(answer.headers), await answer.aread()))
                 yield _each(answer)
         except httpx.HTTPError as error:
-            raise _lost(error, self._url) from error
+            raise _broke_off(error, self._url, pause_s) from error
 
     async def close(self) -> None:
         await self._http.aclose()

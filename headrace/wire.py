@@ -13,7 +13,7 @@ import cluster.errors as errors
 from cluster.errors import HeadraceError, InternalError
 from cluster.retry_after import parse_retry_after
 
-__all__ = ["Call", "Response", "ServerError", "error_of", "json_body", "path_of"]
+__all__ = ["Call", "Response", "ServerError", "error_of", "header_text", "json_body", "path_of"]
 
 T = TypeVar("T")
 
@@ -58,9 +58,16 @@ class Call(Generic[T]):
 def json_body(value: Any) -> tuple[bytes, dict[str, str]]:
     """The body and headers of a JSON request. Raises InvalidInput for what JSON cannot hold."""
     try:
-        return json.dumps(value, ensure_ascii=False).encode(), {"content-type": "application/json"}
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        return text.encode(), {"content-type": "application/json"}
     except (TypeError, ValueError) as error:
         raise errors.InvalidInput(f"this cannot be sent as JSON: {error}") from None
+
+
+def header_text(text: str) -> str:
+    """`text` as a header can carry it: percent-encoded, always in the same way, unless it is plain ASCII."""
+    plain = text.isascii() and text.isprintable() and text == text.strip()
+    return text if plain else quote(text, safe="", errors="surrogatepass")
 
 
 def path_of(*parts: str, query: Mapping[str, Any] | None = None) -> str:

@@ -8,11 +8,12 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 import headrace
@@ -28,6 +29,7 @@ from cluster.errors import (
 )
 from headrace import AsyncClient, Client
 from headrace.testing import AsyncScriptedTransport, Request, ScriptedTransport, problem, reply
+from headrace.transports import EVENTS_PAUSE_S, HttpTransport
 from headrace.wire import Response, ServerError, error_of
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -79,6 +81,26 @@ def test_infer_with_a_version_asks_its_path() -> None:
     answer = reply({"outputs": []})
     script = ScriptedTransport().on("POST", "/v2/models/m/versions/2.0.0/infer", answer)
     assert client(script)[0].infer("m", {"x": 1}, version="2.0.0").outputs == {}
+
+
+def test_headers_carry_any_text() -> None:
+    """Keys in any script reach the server as plain ASCII, always in the same way; plain ones as they are."""
+    script = ScriptedTransport().on("POST", "/v2/models/m/infer", reply({"outputs": []}))
+    script.on("POST", "/workflows/w/runs", reply(RUN))
+    for key in ("客户", "line\nend", "plain-1"):
+        client(script)[0].infer("m", {"x": 1}, key=key)
+    sent = [request.headers["x-headrace-key"] for request in script.sent]
+    assert sent == ["%E5%AE%A2%E6%88%B7", "line%0Aend", "plain-1"]
+    client(script)[0].submit("w", idempotency_key="订单 1")
+    assert script.sent[-1].headers["idempotency-key"] == "%E8%AE%A2%E5%8D%95%201"
+
+
+def test_an_answer_is_waited_for_longer_than_the_server_was_given() -> None:
+    """The caller's time bounds the connection too, whatever the client's own limit is, with a moment for the answer."""
+    script = ScriptedTransport().on("POST", "/v2/models/m/infer", reply({"outputs": []}))
+    client(script)[0].infer("m", {"x": 1}, timeout_s=300)
+    client(script)[0].infer("m", {"x": 1})
+    assert [request.timeout_s for request in script.sent] == [305, None]
 
 
 def test_chat_embed_complete_speak_openai() -> None:
@@ -193,6 +215,30 @@ def test_events_go_on_after_a_broken_connection() -> None:
     assert [event.id for event in one.events("r")] == [1, 2, 3]
     resumed = [r.headers["last-event-id"] for r in script.sent if r.path.endswith("/events")]
     assert resumed == ["0", "2", "2"]
+
+
+def test_events_are_taken_up_again_when_the_heartbeat_stops() -> None:
+    """A connection that is silent for longer than the server's heartbeat is dead, and the events go on over another."""
+    asked: list[httpx.Request] = []
+
+    class Silent(httpx.SyncByteStream):
+        def __iter__(self) -> Iterator[bytes]:
+            yield b"id: 1\nevent: step\ndata: {}\n\n"
+            raise httpx.ReadTimeout("nothing came")
+
+    def server(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        if not request.url.path.endswith("/events"):
+            return httpx.Response(200, json={**RUN, "state": "SUCCESS"})
+        if len(asked) == 1:
+            return httpx.Response(200, stream=Silent())
+        return httpx.Response(200, content=b"id: 2\nevent: end\ndata: {}\n\n")
+
+    http = httpx.Client(transport=httpx.MockTransport(server))
+    patient = Client(transport=HttpTransport("http://h", None, timeout_s=5, http=http), sleep=Sleeps())
+    assert [event.id for event in patient.events("run-0-x")] == [1, 2]
+    assert asked[0].extensions["timeout"]["read"] == EVENTS_PAUSE_S
+    assert asked[1].headers["last-event-id"] == "1"
 
 
 def test_wait_gives_up_in_time() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cluster.errors import InvalidConfig, Unavailable
 from headrace.connection import find_connection, read_credentials, write_credentials
+from headrace.transports import AsyncHttpTransport, HttpTransport
 
 
 def saved(folder: Path, environment: str = "dev", url: str = "http://127.0.0.1:8000") -> Path:
@@ -78,6 +80,24 @@ def test_state_dir_by_configuration(tmp_path: Path) -> None:
     assert find_connection({}, environment="staging", start=tmp_path).api_key == "hr_a"
     with pytest.raises(Unavailable, match="headrace up"):
         find_connection({}, environment="dev", start=tmp_path)
+
+
+def test_a_key_with_a_line_end_is_the_key(tmp_path: Path) -> None:
+    """A key that was read from a file may bring the file's last line end along."""
+    found = find_connection({"HEADRACE_URL": "http://h", "HEADRACE_API_KEY": "hr_a\n"}, start=tmp_path)
+    assert found.api_key == "hr_a"
+
+
+@pytest.mark.parametrize("make", [HttpTransport, AsyncHttpTransport])
+def test_a_key_or_url_that_cannot_be_used_is_told_without_the_key(make: Any) -> None:
+    """What no header can carry is refused before the HTTP library sees it, which would show it in its error."""
+    for key in ("hr_se cret\nX: y", "hr_sécret", " hr_secret"):
+        with pytest.raises(InvalidConfig, match="API key") as caught:
+            make("http://h", key, timeout_s=1)
+        assert "cret" not in str(caught.value)
+    for url in ("http://[::1", "http://", "ftp://h", "http://h:port"):
+        with pytest.raises(InvalidConfig, match="URL"):
+            make(url, "hr_secret", timeout_s=1)
 
 
 def test_bad_values_are_told(tmp_path: Path) -> None:

@@ -62,12 +62,30 @@ def test_json_inputs_are_read_as_json_by_the_server() -> None:
         [{"a": object()}],
         [{"a": b"x"}, {"a": "x"}],
         [{"a": [[1], [2, 3]]}],
+        [{"a": {"b": object()}}],
+        [{"a": {"b": float("nan")}}],
+        [{"a": "half a character: \ud83d"}],
+        [{"a": [float("nan"), 1e300]}],
     ],
 )
 def test_items_that_cannot_be_sent_are_refused_with_a_sentence(items: list[dict[str, Any]]) -> None:
     """Empty, differing, ragged or foreign items are an InvalidInput before anything is sent."""
     with pytest.raises(InvalidInput):
         encode_request(items)
+
+
+def test_parameters_that_cannot_be_sent_are_refused() -> None:
+    """A parameter that JSON cannot hold is an InvalidInput, too."""
+    with pytest.raises(InvalidInput, match="request cannot be sent"):
+        encode_request([{"a": 1}], parameters={"b": object()})
+
+
+def test_numbers_that_json_does_not_know_travel_in_binary_form() -> None:
+    """NaN and infinity reach the server as they are."""
+    body, headers = encode_request([{"x": np.array([np.nan, np.inf], dtype=np.float16), "y": [1.5, -np.inf]}])
+    got = decode(body, header_length=int(headers["inference-header-content-length"])).inputs
+    np.testing.assert_array_equal(got["x"], np.array([[np.nan, np.inf]], dtype=np.float16))
+    np.testing.assert_array_equal(got["y"], np.array([[1.5, -np.inf]], dtype=np.float32))
 
 
 @pytest.mark.parametrize("binary", [False, True])
