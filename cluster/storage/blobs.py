@@ -9,6 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -186,7 +187,14 @@ class BlockingBlobs:
 
     def put_at(self, key: str, data: bytes) -> None:
         """Write an object that is no blob, over what was there."""
-        self._wait(self._store.bucket.put(key, data))
+        self.begin_put_at(key, data).result()
+
+    def begin_put_at(self, key: str, data: bytes) -> Future[None]:
+        """The same, begun: `result()` waits for it and raises what it raised."""
+        return asyncio.run_coroutine_threadsafe(self._put_at(key, data), self._loop)
+
+    async def _put_at(self, key: str, data: bytes) -> None:
+        await self._store.bucket.put(key, data)
 
     def put_json(self, value: Any, *, name: str | None = None, spilled: bool = False) -> BlobRef:
         return self._wait(self._store.put_json(value, name=name, spilled=spilled))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from cluster.errors import InvalidInput
+from cluster.errors import InvalidInput, StorageError
 from cluster.storage import BlobRef, BlockingBlobs, Bucket
 
 __all__ = ["BucketBlobs"]
@@ -17,6 +19,7 @@ class BucketBlobs:
 
     def __init__(self, bucket: Bucket):
         self._blobs = BlockingBlobs(bucket)
+        self._together: list[Future[None]] | None = None
 
     def get_blocking(self, reference: Mapping[str, Any]) -> bytes:
         return self._blobs.get(_parse(reference))
@@ -32,6 +35,24 @@ class BucketBlobs:
 
     def put_log_blocking(self, key: str, text: bytes) -> None:
         self._blobs.put_at(key, text)
+
+    def put_last_log_blocking(self, key: str, text: bytes) -> None:
+        if self._together is None:
+            self._blobs.put_at(key, text)
+        else:
+            self._together.append(self._blobs.begin_put_at(key, text))
+
+    @contextmanager
+    def logs_together(self) -> Iterator[None]:
+        together: list[Future[None]] = []
+        self._together = together
+        try:
+            yield
+        finally:
+            self._together = None
+            for write in together:
+                with suppress(StorageError):
+                    write.result()
 
     def close(self) -> None:
         self._blobs.close()

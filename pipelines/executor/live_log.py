@@ -20,12 +20,14 @@ LogPut = Callable[[bytes], None]
 
 
 class LiveLog:
-    """`with LiveLog(capture, put, every_s) as live: …`; after it `live.end(text)` writes what was not written yet."""
+    """`with LiveLog(capture, put, every_s) as live: …`; after it `live.end(text)` writes what was not written yet, by
+    `put_last` where that is given."""
 
-    def __init__(self, capture: OutputCapture, put: LogPut, every_s: float) -> None:
+    def __init__(self, capture: OutputCapture, put: LogPut, every_s: float, put_last: LogPut | None = None) -> None:
         self._capture = capture
         self._kept = capture.kept
         self._put = put
+        self._put_last = put_last or put
         self._every_s = every_s
         self._lock = threading.Lock()
         self._written = 0
@@ -58,7 +60,7 @@ class LiveLog:
                 text += b"\n"
             text += more
             if text and (more or total != self._written):
-                self._put(text)
+                self._put_last(text)
             return len(text)
 
     def tick(self) -> None:

@@ -61,6 +61,8 @@ class Outcome:
     chosen: Mapping[str, Any] | None = None
     log: Mapping[str, Any] | None = None
     duration_s: float = 0.0
+    waited_s: float = 0.0
+    """Of `duration_s`, what a script waited for a CPU that others had."""
 
 
 class Executor(Protocol):

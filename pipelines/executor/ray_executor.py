@@ -93,7 +93,7 @@ class RayExecutor:
                 self._durations.observe(kind, 10 * rules.short_s)
         if outcome is None:
             outcome = await self._run_alone(shape, attempt, payload)
-        self._durations.observe(kind, outcome.duration_s)
+        self._durations.observe(kind, outcome.duration_s - outcome.waited_s)
         return outcome
 
     async def _run_together(self, shape: _Shape, attempt: Attempt, payload: bytes, mean: float) -> Outcome | None:

@@ -26,6 +26,7 @@ from cluster.errors import HeadraceError, StorageError
 from pipelines.executor.bundles import BundleCache
 from pipelines.executor.capture import OutputCapture
 from pipelines.executor.context import Context
+from pipelines.executor.cpu_wait import cpu_wait_s
 from pipelines.executor.errors import ScriptNotFound, StepError, StepExited, StepTimeout
 from pipelines.executor.live_log import LiveLog
 from pipelines.executor.log_keys import log_key
@@ -69,11 +70,16 @@ class ScriptRunner:
 
         Raises only `KeyboardInterrupt`.
         """
-        started = time.monotonic()
+        started, waited = time.monotonic(), cpu_wait_s()
         scratch = _Scratch()
         capture = OutputCapture(self.limits.max_log)
         key = log_key(attempt)
-        live = LiveLog(capture, lambda text: self.blobs.put_log_blocking(key, text), self.limits.live_log_s)
+        live = LiveLog(
+            capture,
+            lambda text: self.blobs.put_log_blocking(key, text),
+            self.limits.live_log_s,
+            put_last=lambda text: self.blobs.put_last_log_blocking(key, text),
+        )
         output: Any = None
         error: HeadraceError | None = None
         status = "success"
@@ -102,12 +108,15 @@ class ScriptRunner:
             raise
         finally:
             scratch.close()
+        # Writing the log is not the step's work.
+        took, waited = time.monotonic() - started, cpu_wait_s() - waited
         return Outcome(
             status=status,  # type: ignore[arg-type]
             output=output,
             error=None if error is None else error.to_dict(),
             log=_keep_log(live, key, error),
-            duration_s=time.monotonic() - started,
+            duration_s=took,
+            waited_s=waited,
         )
 
     def _call(self, attempt: Attempt, callable_path: str | None, scratch: _Scratch) -> Any:

@@ -10,6 +10,7 @@ import math
 import mimetypes
 import re
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -57,6 +58,14 @@ class Blobs(BlobReader, Protocol):
 
     def put_log_blocking(self, key: str, text: bytes) -> None:
         """Writes a log under its key (`log_keys.py`), over what was there. Raises `StorageError`."""
+        ...
+
+    def put_last_log_blocking(self, key: str, text: bytes) -> None:
+        """The same, for the last time under this key: within `logs_together` it is only begun."""
+        ...
+
+    def logs_together(self) -> AbstractContextManager[None]:
+        """Last logs within it are written side by side and are there at its end; what cannot be written is lost."""
         ...
 
 

@@ -14,6 +14,7 @@ __all__ = ["decode_attempt", "decode_outcome", "encode_attempt", "encode_outcome
 # Resources are for the scheduler; the worker has no use for them.
 _FIELDS = tuple(field.name for field in dataclasses.fields(Attempt) if field.name != "resources")
 _NO_RESOURCES = Resources()
+_ENDS = tuple(field.name for field in dataclasses.fields(Outcome))
 
 
 def encode_attempt(attempt: Attempt, callable_path: str | None) -> bytes:
@@ -28,12 +29,8 @@ def decode_attempt(data: bytes) -> tuple[Attempt, str | None]:
 
 
 def encode_outcome(outcome: Outcome) -> bytes:
-    return pickle.dumps(
-        (outcome.status, outcome.output, outcome.error, outcome.chosen, outcome.log, outcome.duration_s),
-        protocol=pickle.HIGHEST_PROTOCOL,
-    )
+    return pickle.dumps([getattr(outcome, name) for name in _ENDS], protocol=pickle.HIGHEST_PROTOCOL)
 
 
 def decode_outcome(data: bytes) -> Outcome:
-    status, output, error, chosen, log, duration_s = pickle.loads(data)
-    return Outcome(status=status, output=output, error=error, chosen=chosen, log=log, duration_s=duration_s)
+    return Outcome(**dict(zip(_ENDS, pickle.loads(data), strict=True)))

@@ -55,13 +55,14 @@ def run_many_encoded(
 ) -> list[bytes]:
     """What a shared task does: short attempts in, their outcomes out, see `run_together`."""
     runner = runner_of(settings)
-    return run_together(
-        attempts,
-        lambda attempt: encode_outcome(runner.run(*decode_attempt(attempt))),
-        hold_s=settings.sharing.hold_s,
-        tell=tell,
-        forget=forget,
-    )
+    with runner.blobs.logs_together():
+        return run_together(
+            attempts,
+            lambda attempt: encode_outcome(runner.run(*decode_attempt(attempt))),
+            hold_s=settings.sharing.hold_s,
+            tell=tell,
+            forget=forget,
+        )
 
 
 def infer_encoded(settings: ExecutorSettings, attempts: Sequence[bytes]) -> list[bytes]:
