@@ -13,6 +13,7 @@ CONTEXT: dict[str, Any] = {
     "steps": {
         "a": {"output": {"score": 0.7, "l": [1, 2], "t": None}, "state": "SUCCESS"},
         "b": {"output": {"$blob": "q", "spilled": True}},
+        "off": {"output": None, "state": "SKIPPED"},
     },
     "input": {"n": 3, "q": "要退款"},
 }
@@ -24,6 +25,10 @@ CONTEXT: dict[str, Any] = {
         ("steps.a.output.score > 0.5", True),
         ("size(steps.a.output.l) == 2 && input.n < 3", False),
         ("has(steps.a.output.nope)", False),
+        ("has(steps.off.output.x) && steps.off.output.x > 1", False),
+        ("!has( steps.off.output.x.y ) && has(steps.a.output.score) && steps.off.output == null", True),
+        ("has(input.n) ? input.n == 3 : 'has(input.q)' == ''", True),
+        ("[{'k': 1}].all(v, has(v.k))", True),
         ("steps['a'].state == 'SUCCESS'", True),
         ("steps.a.output.l.exists(v, v == 2)", True),
         ("input.q.contains('退款')", True),
@@ -66,3 +71,10 @@ def test_a_spilled_value_is_asked_for() -> None:
         expression.holds(CONTEXT)
     assert expression.holds(CONTEXT, {"q": {"k": "K"}})
     assert CONTEXT["steps"]["b"]["output"] == {"$blob": "q", "spilled": True}
+
+
+@pytest.mark.parametrize("source", ["steps.off.output.x > 1", "steps.off.output > 1"])
+def test_what_is_null_is_named_with_its_reason(source: str) -> None:
+    """A step that was skipped has no output: the expression's author forgot that it may be."""
+    with pytest.raises(ExpressionError, match=r"steps.off.output is null \(step 'off' is SKIPPED\)"):
+        compile_expression(source).holds(CONTEXT)
