@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -15,8 +15,9 @@ from headrace.results import Event, Run
 
 if TYPE_CHECKING:
     from rich.live import Live
+    from rich.table import Table
 
-__all__ = ["Board", "RunBoard", "deployment_rows", "step", "waits_for"]
+__all__ = ["Board", "RunBoard", "deployment_rows", "drawn", "step", "waits_for"]
 
 _MARKS = {
     "done": "✓", "ready": "✓", "SUCCESS": "✓", "failed": "✗", "FAILED": "✗", "SKIPPED": "–", "CANCELLED": "–",
@@ -104,20 +105,29 @@ class Board:
             _line(f"{_MARKS.get(state, '…')} {name}: {state}" + (f" ({note})" if note else ""))
 
     def _draw(self) -> None:
-        from rich.table import Table
-        from rich.text import Text
-
         assert self._live is not None
-        table = Table.grid(padding=(0, 2))
         now = time.monotonic()
-        for name, (state, note) in self._rows.items():
-            mark = _MARKS.get(state, "●")
-            colour = _COLOURS.get(mark, "cyan")
-            took = f"{now - self._since[name]:.0f} s" if mark == "●" else ""
-            table.add_row(
-                Text(mark, style=colour), Text(name), Text(state, style=colour), Text(note or took, style="dim")
-            )
-        self._live.update(table)
+        self._live.update(
+            drawn((name, state, note, now - self._since[name]) for name, (state, note) in self._rows.items())
+        )
+
+
+def drawn(rows: Iterable[tuple[str, str, str, float]]) -> Table:
+    """Rows (name, state, note, seconds in this state) as a terminal shows them: one line each, so that they stay where
+    they are; only what went wrong is told whole."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 2))
+    for name, state, note, seconds in rows:
+        mark = _MARKS.get(state, "●")
+        colour = _COLOURS.get(mark, "cyan")
+        took = f"{seconds:.0f} s" if mark == "●" else ""
+        wrong = mark == "✗"
+        text = ", ".join(filter(None, (took, note)))
+        shown = Text(text, style="dim", no_wrap=not wrong, overflow="fold" if wrong else "ellipsis")
+        table.add_row(Text(mark, style=colour), Text(name), Text(state, style=colour), shown)
+    return table
 
 
 def deployment_rows(view: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:

@@ -186,6 +186,10 @@ _OURS = re.compile(r"^(?:cluster\.errors\.\w+|ray\.exceptions\.RayTaskError\(\w+
 
 _START_FAILED = "failed to start"
 _FINAL = ("InvalidConfig", "Unprocessable", "NotFound")
+_NO_ROOM = re.compile(
+    r"taken more than \S+ to be scheduled.*?required for each replica: (\{.*?\}), total resources available: (\{.*?\})",
+    re.S,
+)
 
 
 def no_use_trying_again(message: str) -> bool:
@@ -195,12 +199,17 @@ def no_use_trying_again(message: str) -> bool:
 
 
 def reason_of(message: str) -> str:
-    """The sentence that matters in a Serve message: the last exception's line if it holds a traceback.
+    """The sentence that matters in a Serve message: the last exception's line if it holds a traceback; in words that do
+    not name Serve's own parts if it only takes long.
 
     The class of one of our own errors is left out: its message is a whole sentence.
     """
     if _START_FAILED in message and "ActorDiedError" in message:
         return "the host's process ended while it loaded: out of memory, a crash or an exit (its log may say more)"
+    if "to initialize" in message and "taken more than" in message:
+        return "it is still loading or warming up"
+    if no_room := _NO_ROOM.search(message):
+        return f"it waits for room in the cluster: it needs {no_room[1]}, of which {no_room[2]} are free"
     lines = [line for line in _TRACE_END.findall(message) if "Traceback (most recent call last)" not in line]
     return _shorten(_OURS.sub("", lines[-1]) if lines else message)
 

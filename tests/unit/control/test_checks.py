@@ -69,6 +69,28 @@ ValueError: this model was told to fail at load"""
     assert reason_of("  Waiting for\n resources ") == "Waiting for resources"
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "Deployment 'Host' in application 'm-1.0.0' has 1 replicas that have taken more than 30s to initialize.\n"
+            "This may be caused by a slow __init__ or reconfigure method.",
+            "it is still loading or warming up",
+        ),
+        (
+            "Deployment 'Host' in application 'm-1.0.0' has 1 replicas that have taken more than 30s to be scheduled. "
+            "This may be due to waiting for the cluster to auto-scale or for a runtime environment to be installed. "
+            "Resources required for each replica: {'CPU': 4.0}, total resources available: {'CPU': 0.5}. "
+            "Use `ray status` for more details.",
+            "it waits for room in the cluster: it needs {'CPU': 4.0}, of which {'CPU': 0.5} are free",
+        ),
+    ],
+)
+def test_a_slow_start_is_said_in_one_short_sentence(text: str, said: str) -> None:
+    """Operators hear what a version waits for, not how Serve's parts are called."""
+    assert reason_of(text) == said
+
+
 @pytest.mark.parametrize("name", ["Unprocessable", "NotFound", "InvalidConfig", "OutOfMemory"])
 def test_our_own_errors_are_their_sentence(name: str) -> None:
     """Whatever the class of the last exception is called, operators see its message and no line of the traceback."""

@@ -6,8 +6,9 @@ import threading
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-from headrace.progress import Board, RunBoard
+from headrace.progress import Board, RunBoard, drawn
 from headrace.results import Event, Run, Step
 
 
@@ -47,3 +48,17 @@ def test_other_waits_are_left_to_their_events(capsys: pytest.CaptureFixture[str]
     with Board() as board:
         RunBoard(board).look(lambda: run_with(**{"for": "dependencies"}))
     assert capsys.readouterr().err == ""
+
+
+def test_a_row_stays_on_its_line_unless_something_went_wrong() -> None:
+    """However narrow the terminal, a long note is cut, with the time before it; an error is told whole."""
+    long = "it waits for room in the cluster: it needs {'CPU': 4.0}, of which {'CPU': 0.5} are free"
+    console = Console(width=50, color_system=None)
+    with console.capture() as capture:
+        console.print(drawn([("embedding 1.0.0", "starting", long, 31.4), ("shout 1.0.0", "failed", long, 2.0)]))
+    first, *rest = capture.get().splitlines()
+    assert first.startswith("●  embedding 1.0.0  starting  31 s, it wait")
+    assert first.rstrip().endswith("…")
+    words = " ".join(line[27:].strip() for line in rest)
+    assert "are free" in words
+    assert "…" not in words
