@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 import threading
 from typing import Any
 
@@ -62,3 +64,21 @@ def test_a_row_stays_on_its_line_unless_something_went_wrong() -> None:
     words = " ".join(line[27:].strip() for line in rest)
     assert "are free" in words
     assert "…" not in words
+
+
+def test_what_is_printed_meanwhile_goes_where_it_went(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A board in a terminal takes nothing over that others print on stdout, wherever that leads."""
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal, elsewhere = Terminal(), io.StringIO()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(sys, "stdout", elsewhere)
+    with Board() as board:
+        board.set("thumbnails", "SUCCESS")
+        print("(raylet) A worker died")
+    assert elsewhere.getvalue() == "(raylet) A worker died\n"
+    assert "thumbnails" in terminal.getvalue()
+    assert "raylet" not in terminal.getvalue()
