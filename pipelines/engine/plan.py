@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -97,6 +97,7 @@ class Plan:
     __slots__ = (
         "bundle",
         "digest",
+        "first_models",
         "index",
         "name",
         "output",
@@ -144,6 +145,26 @@ class Plan:
         self.sinks = tuple(s.index for s in self.steps if not any(not source for _, source in s.dependents))
         self.output: Template | None = compile_template(spec.output) if spec.has_output else None
         self.output_refs = tuple(sorted(self.output.steps)) if self.output is not None else ()
+        self.first_models = _first_models(self.steps)
+        """Models that a run will call before any other, as far as that is certain when it begins."""
+
+
+def _first_models(steps: Sequence[PlanStep]) -> tuple[str, ...]:
+    """Names (of models or routes) of the inference steps that no other inference step, no choice and no wait comes
+    before."""
+    certain: dict[int, bool] = {}
+
+    def comes(step: PlanStep) -> bool:
+        """Whether a run gets to this step for certain and without waiting for anybody."""
+        if step.index not in certain:
+            free = step.when is None and not step.sources and not step.delay and step.run_if == "all_success"
+            certain[step.index] = free and all(
+                steps[dep].type not in ("model_inference", "approval") and comes(steps[dep]) for dep in step.deps
+            )
+        return certain[step.index]
+
+    called = (step.spec.model or "" for step in steps if step.type == "model_inference" and comes(step))
+    return tuple(dict.fromkeys(model for model in called if "{{" not in model))
 
 
 def compile_plan(

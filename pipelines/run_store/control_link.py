@@ -1,5 +1,5 @@
-"""A run store's link to the control plane: hears its table, tells it what was seen of http hosts, and asks it for the
-locks and queues that all shards share.
+"""A run store's link to the control plane: hears its table, tells it what was seen of http hosts and which sleeping
+models new runs will call, and asks it for the locks and queues that all shards share.
 
 Without a control plane the last word stays in force, and only steps that need a shared slot wait. A port and an asyncio
 shell; the port over Ray is at the end.
@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from cluster.errors import HeadraceError, StorageError, StorageUnavailable, Unavailable
 from cluster.names import CONTROL_PLANE, NAMESPACE
 from cluster.slots import Holder, Reply, Report
-from pipelines.run_store.model_breakers import breaker_states, with_deployed
+from pipelines.run_store.model_breakers import breaker_states, sleepers, with_deployed
 from pipelines.run_store.service import RunStore
 
 __all__ = ["ControlLink", "ControlPort", "RayControl"]
@@ -50,11 +50,13 @@ class ControlLink:
         self._gather_s = gather_s
         self._at_start = store.known
         self._models: dict[str, str] = {}
+        self._sleepers: frozenset[str] = frozenset()
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._hear())
             group.create_task(self._tell())
+            group.create_task(self._wake())
             slots = self._store.kernel.slots
             if slots is not None:
                 group.create_task(self._ask_for_slots(slots))
@@ -84,6 +86,7 @@ class ControlLink:
         for model in self._models.keys() - states.keys():
             store.set_breaker(f"model:{model}", "closed")
         self._models = states
+        self._sleepers = sleepers(table.models)
         store.set_hosts(table.revision, table.hosts)
 
     async def _tell(self) -> None:
@@ -112,6 +115,21 @@ class ControlLink:
                 await asyncio.sleep(self._again_s)
             else:
                 outcomes.told()
+
+    async def _wake(self) -> None:
+        """Only a hint: what cannot be said now is not said again, for the call itself wakes its model too."""
+        kernel = self._store.kernel
+        while True:
+            await kernel.wanted_changed.wait()
+            kernel.wanted_changed.clear()
+            models = sorted(kernel.wanted & self._sleepers)
+            kernel.wanted.clear()
+            if models:
+                try:
+                    await self._control.call("models_wanted", {"models": models})
+                except HeadraceError as error:
+                    _log.info("the control plane was not told that runs will call %s: %s", ", ".join(models), error)
+                await asyncio.sleep(self._gather_s)
 
     async def _ask_for_slots(self, slots: Holder) -> None:
         """Changes go at once; those that come while a message is on its way go together with the next one."""

@@ -36,7 +36,7 @@ from pipelines.engine import CancelAttempt, Command, Decision, FetchValue, Start
 from pipelines.engine.commands import AskSlot, SlotDone
 from pipelines.engine.core import EngineLimits
 from pipelines.engine.engine import Engine
-from pipelines.engine.events import Event
+from pipelines.engine.events import Event, RunSubmitted
 from pipelines.engine.render import host_of
 from pipelines.executor.port import Attempt, Executor, Outcome
 from pipelines.run_store.archive import Archive
@@ -96,6 +96,9 @@ class Kernel:
         self.outcomes = HostOutcomes()
         """What http_request steps saw of their hosts, until the control plane has been told."""
         self.outcomes_changed = asyncio.Event()
+        self.wanted: set[str] = set()
+        """Models that runs which have just begun will call first, until the control plane has been told."""
+        self.wanted_changed = asyncio.Event()
         self.outbox_changed = asyncio.Event()
         """Set when a message may have become due."""
         self.slots: Holder | None = None
@@ -223,6 +226,9 @@ class Kernel:
             entry = self.memory.ingest(event, record)
             if entry is not None:
                 touched[entry.id] = entry
+            if isinstance(event, RunSubmitted) and (models := self.engine.plan(event.digest).first_models):
+                self.wanted.update(models)
+                self.wanted_changed.set()
         for fact in facts:
             records.append(encode_fact(fact))
             self.memory.apply(fact)
@@ -416,13 +422,13 @@ class Kernel:
         self.outcomes_changed.set()
 
     async def _fetch(self, command: FetchValue) -> None:
-        reference = BlobRef.parse(command.reference)
-        assert reference is not None
         value: Any = None
         size = 0
         failure: dict[str, Any] | None = None
         for attempt in range(_FETCH_TRIES):
             try:
+                reference = BlobRef.parse(command.reference)
+                assert reference is not None
                 data = await self.blobs.get(reference)
                 value, size, failure = orjson.loads(data), len(data), None
                 break
@@ -430,7 +436,9 @@ class Kernel:
                 failure = error.to_dict()
                 await asyncio.sleep(min(0.1 * 2**attempt, 5.0))
             except (HeadraceError, orjson.JSONDecodeError) as error:
-                known = error if isinstance(error, HeadraceError) else CorruptObject(f"{reference.key} is not JSON")
+                known = (
+                    error if isinstance(error, HeadraceError) else CorruptObject(f"blob {command.sha256} is not JSON")
+                )
                 failure = known.to_dict()
                 break
         self.decide(

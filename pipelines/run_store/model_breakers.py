@@ -1,5 +1,5 @@
-"""From the routing table to what the store must know of models: their breakers, and their names and signatures. Pure;
-sees the table by its shape."""
+"""From the routing table to what the store must know of models: their breakers, their names and signatures, and which
+may be scaled to zero. Pure; sees the table by its shape."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from pipelines.spec.check import Known
 
-__all__ = ["breaker_states", "with_deployed"]
+__all__ = ["breaker_states", "sleepers", "with_deployed"]
 
 
 class _Version(Protocol):
@@ -41,6 +41,15 @@ def breaker_states(models: Mapping[str, _Model]) -> dict[str, str]:
         elif all(version.ejected or version.half_open for version in versions):
             out[name] = "half_open"
     return out
+
+
+def sleepers(models: Mapping[str, _Model]) -> frozenset[str]:
+    """Models of which a version may be scaled to zero."""
+    return frozenset(
+        name
+        for name, model in models.items()
+        if any(getattr(version, "wakes", False) for version in model.versions.values())
+    )
 
 
 def with_deployed(known: Known, models: Mapping[str, _Model], routes: Iterable[str]) -> Known:

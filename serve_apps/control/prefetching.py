@@ -1,4 +1,5 @@
-"""Warms hosts that are scaled to zero when the learned patterns say that they will be needed. See `prefetch`."""
+"""Warms hosts that are scaled to zero when they will be needed: as the learned patterns say (`prefetch`), or as run
+stores say of runs that have just begun."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ _WARM_TIMEOUT_S = 600.0
 
 
 class Prefetching:
-    """Operation `forecast`; `tick` learns every five minutes, and warms every 15 seconds and at each step of a run."""
+    """Operations `forecast` and `models_wanted`; `tick` learns every five minutes, and warms every 15 seconds and at
+    each step of a run."""
 
     def __init__(
         self, core: Core, observations: Observations, supervisor: Supervisor, *, rule: PrefetchRule | None = None
@@ -56,13 +58,28 @@ class Prefetching:
         if now - self._looked_at >= _LOOK_EVERY_S or self._seen.steps_of_runs != self._steps_seen:
             self._looked_at, self._steps_seen = now, self._seen.steps_of_runs
             for forecast in self._needed():
-                app = self._cold()[forecast.model]
-                if now - self._warmed.get(app, -_WARM_AGAIN_S) >= _WARM_AGAIN_S:
-                    self._warmed[app] = now
-                    _log.info("warming %s: %s (%.0f %%)", app, forecast.why, 100 * forecast.probability)
-                    task = asyncio.create_task(self._warm(forecast.model, app), name=f"warm {app}")
-                    self._tasks.add(task)
-                    task.add_done_callback(self._tasks.discard)
+                why = f"{forecast.why} ({100 * forecast.probability:.0f} %)"
+                self._start(forecast.model, self._cold()[forecast.model], why)
+
+    async def wanted(self, payload: Payload) -> dict[str, Any]:
+        """A run store says that runs which have just begun will call `models` first: those that sleep are warmed."""
+        cold = self._cold()
+        names = [name for name in payload.optional_list("models") or [] if name in cold]
+        return {
+            "warming": [name for name in names if self._start(name, cold[name], "a run that has begun will call it")]
+        }
+
+    def _start(self, model: str, app: str, why: str) -> bool:
+        """Begin to warm, unless that was done just now."""
+        now = self._core.now()
+        if now - self._warmed.get(app, -_WARM_AGAIN_S) < _WARM_AGAIN_S:
+            return False
+        self._warmed[app] = now
+        _log.info("warming %s: %s", app, why)
+        task = asyncio.create_task(self._warm(model, app), name=f"warm {app}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return True
 
     async def forecast(self, payload: Payload) -> dict[str, Any]:
         """Which cold models are expected to be needed within the lead time, and why."""

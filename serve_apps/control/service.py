@@ -86,6 +86,7 @@ class ControlPlane:
             "host_outcomes": self._breakers.report,
             "feedback": self._feedback.give,
             "forecast": self._prefetching.forecast,
+            "models_wanted": self._prefetching.wanted,
             "keys_create": self._keys.create,
             "keys_list": self._keys.list,
             "keys_revoke": self._keys.revoke,

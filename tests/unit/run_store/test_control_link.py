@@ -113,6 +113,42 @@ async def test_while_the_control_plane_is_away_the_last_word_holds_and_nothing_i
         assert (await wait_ended(store, parked["id"]))["state"] == "FAILED"
 
 
+CALLS = """
+workflow:
+  name: calls
+  steps:
+    - {id: a, type: python_script}
+    - {id: b, type: model_inference, model: MODEL, input: "{{steps.a.output}}"}
+"""
+
+
+def sleeping(wakes: bool) -> Any:
+    config = SimpleNamespace(fallback=(), task="generic")
+    version = SimpleNamespace(ejected=False, half_open=False, wakes=wakes, signature=None)
+    return SimpleNamespace(versions={"1.0.0": version}, config=config)
+
+
+async def test_a_run_that_begins_tells_which_sleeping_model_it_will_call() -> None:
+    """At its submit, long before the step; not of models that never sleep. A control plane that is away does no harm."""
+    control = PlayedControl()
+    async with StoreFactory().running(FakeExecutor()) as store, linked(store, control):
+        for model in ("idle", "busy"):
+            await store.register({"workflow": CALLS.replace("calls", model).replace("MODEL", model)})
+        models = {"idle": sleeping(True), "busy": sleeping(False)}
+        control.tables.put_nowait(SimpleNamespace(revision=4, models=models, routes={}, hosts={}))
+        await until(lambda: control.tables.empty() and store.known is not None)
+        control.down = True
+        await wait_ended(store, (await store.submit({"workflow": "idle"}))["id"])
+        control.down = False
+        assert control.told == []
+        for _ in range(3):
+            await wait_ended(store, (await store.submit({"workflow": "busy"}))["id"])
+        await wait_ended(store, (await store.submit({"workflow": "idle"}))["id"])
+        await until(lambda: control.told)
+        assert control.told == [{"models": ["idle"]}]
+        assert store.kernel.wanted == set()
+
+
 LOCKED = "workflow: {name: locked, steps: [{id: a, type: python_script, concurrency: one}]}"
 
 
