@@ -61,7 +61,7 @@ def _live() -> Live | None:
     from rich.console import Console
     from rich.live import Live
 
-    # Stdout is left alone: Ray tells drivers there of workers that died, and whoever shows progress has put it elsewhere.
+    # Stdout is left alone: Ray tells drivers there of workers that died, and its owner has put it elsewhere.
     return Live(console=Console(stderr=True, highlight=False), refresh_per_second=10, redirect_stdout=False)
 
 
