@@ -334,7 +334,9 @@ def judge(retry: RetrySpec, unit: Unit, error: Mapping[str, Any], random: Any) -
     after = float(error.get("retry_after_s") or 0.0)
     if code in PARKED or "breaker" in details:
         return "parked", max(after, _PROBE_S)
-    if code in NEVER or {code, details.get("type"), details.get("exception")} & set(retry.non_retryable):
+    if code in NEVER or any(
+        name in retry.non_retryable for name in (code, details.get("type"), details.get("exception"))
+    ):
         return None, 0.0
     if code in LOST and unit.lost < MAX_LOST:
         return "lost", min(30.0, 0.5 * 2.0**unit.lost)

@@ -106,8 +106,14 @@ def _mapping(template: Template | None, ctx: Mapping[str, Any], values: Values) 
 
 
 def host_of(url: str | None) -> str:
-    """`name[:port]` of a URL, without what it says about the caller: it names the host's breaker, which is shown."""
-    return urlsplit(url or "").netloc.rpartition("@")[2].lower()
+    """`name[:port]` of a URL, without what it says about the caller: it names the host's breaker, which is shown.
+
+    Raises `InvalidInput` for what is no URL.
+    """
+    try:
+        return urlsplit(url or "").netloc.rpartition("@")[2].lower()
+    except ValueError as error:
+        raise InvalidInput(f"`url` is no URL: {error}") from None
 
 
 def build_attempt(

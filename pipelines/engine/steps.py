@@ -20,7 +20,7 @@ from pipelines.engine.runs import Run, Step
 from pipelines.engine.sizes import too_large
 from pipelines.engine.state import RUN_OUTPUT
 from pipelines.engine.states import ItemState, StepState
-from pipelines.spec.values import ValueNeeded
+from pipelines.spec.values import ValueNeeded, resolve
 
 __all__ = ["consider", "join", "read_on", "retry_due"]
 
@@ -140,11 +140,7 @@ def arm_step_timeout(core: Core, run: Run, index: int, planned: PlanStep, step: 
 def _items(core: Core, run: Run, planned: PlanStep) -> list[Any]:
     assert planned.items is not None
     values = planned.items.render(context(run, planned.ref_ids), core.values)
-    if isinstance(values, dict) and values.get("spilled") is True and "$blob" in values:
-        sha = str(values["$blob"])
-        if sha not in core.values:
-            raise ValueNeeded(values)
-        values = core.values[sha]
+    values = resolve(values, core.values)
     if not isinstance(values, list):
         raise _NotAList(f"foreach.items gave {type(values).__name__}, not a list")
     if len(values) > core.limits.max_foreach_items:

@@ -74,7 +74,7 @@ def show_path(path: Sequence[str | int]) -> str:
 
 def is_spilled(value: Any) -> bool:
     """Whether this JSON value is a reference that stands for another value (a file's reference does not)."""
-    return isinstance(value, dict) and value.get("spilled") is True and "$blob" in value
+    return isinstance(value, dict) and value.get("spilled") is True and isinstance(value.get("$blob"), str)
 
 
 def resolve(value: Any, values: Mapping[str, Any]) -> Any:

@@ -164,3 +164,15 @@ async def test_a_run_whose_output_cannot_be_kept_fails(output: Any) -> None:
         assert view["state"] == "FAILED"
         assert "the run's output cannot be made" in view["error"]["message"]
     assert not stores.fatal
+
+
+@pytest.mark.parametrize("reference", [{"$blob": "x"}, {"$blob": "a" * 64}, {"$blob": "a" * 64, "size": 5}])
+async def test_a_stored_value_that_a_caller_made_up_fails_the_step_that_looks_into_it(reference: Any) -> None:
+    """Whether it is no reference at all or the name of nothing."""
+    stores = StoreFactory()
+    spec = {"name": "w", "steps": [{"id": "a", "type": "python_script", "input": "{{input.u.x}}"}]}
+    async with stores.running() as store:
+        await store.register({"workflow": {"workflow": spec}})
+        run = await store.submit({"workflow": "w", "input": {"u": {**reference, "spilled": True}}})
+        assert (await wait_ended(store, run["id"]))["state"] == "FAILED"
+    assert not stores.fatal
