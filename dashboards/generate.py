@@ -33,6 +33,11 @@ def files() -> dict[str, str]:
 def board_text(board: Dashboard) -> str:
     """A dashboard's JSON, its panels numbered so that links to one of them stay good."""
     data: dict[str, Any] = json.loads(json.dumps(board.build(), cls=JSONEncoder))
+    del data["style"]  # no schema of today has it
+    for variable in data["templating"]["list"]:
+        # What the builders write into every variable, and Grafana's schema has for variables of time only.
+        for key in ("auto", "auto_count", "auto_min", "id"):
+            variable.pop(key, None)
     for number, panel in enumerate(data["panels"], start=1):
         panel["id"] = number
     return json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False) + "\n"

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import promql_parser as promql
@@ -165,3 +168,12 @@ def test_the_export_holds_files_that_fit_together() -> None:
         "headrace-workflows",
         "headrace-releases",
     ]
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="needs Prometheus' promtool (Debian: prometheus)")
+def test_alerts_fire_when_they_should_and_stay_silent_when_not() -> None:
+    """Prometheus itself runs the rules over made-up series: rules_test.yaml says what must come out."""
+    told = subprocess.run(
+        ["promtool", "test", "rules", str(Path(__file__).with_name("rules_test.yaml"))], capture_output=True, text=True
+    )
+    assert told.returncode == 0, told.stdout + told.stderr
