@@ -114,12 +114,20 @@ async def test_more_rows_than_the_queue_holds_are_too_large() -> None:
 
 async def test_a_deadline_ends_the_wait_for_a_slow_model() -> None:
     """The caller hears of its deadline while the model still works; the version's own limit counts as well."""
-    host = await running(Echo(delay_s=0.3))
+    ended = threading.Event()
+
+    class Slow(Echo):
+        def predict(self, items: list[dict[str, Any]]) -> list[str]:
+            ended.wait(60)
+            return super().predict(items)
+
+    host = await running(Slow())
     (late,) = await host.infer([text("a", deadline_s=SystemClock().now() + 0.02)])
     assert isinstance(late.error, DeadlineExceeded)
-    limited = await running(Echo(delay_s=0.3), timeout_s=0.02)
+    limited = await running(Slow(), timeout_s=0.02)
     (late,) = await limited.infer([text("a")])
     assert isinstance(late.error, DeadlineExceeded)
+    ended.set()
 
 
 async def test_before_it_is_loaded_a_host_is_unavailable() -> None:
@@ -135,7 +143,7 @@ async def test_loading_happens_off_the_event_loop() -> None:
     released = threading.Event()
 
     def load() -> Echo:
-        assert released.wait(10)
+        assert released.wait(60)
         return Echo()
 
     host = Host(model="m", version="1.0.0", config=config(), load=load, clock=SystemClock())
@@ -194,14 +202,6 @@ async def test_parameters_and_the_versions_seed_reach_every_item() -> None:
     assert seen == [{"x": 1, "seed": 7}, {"seed": 9}]
 
 
-async def test_async_models_and_bare_dicts_are_served() -> None:
-    """`predict` may be async, and may answer dicts, bare values or `Answer`s; usage is summed over rows."""
-
-    class Mixed:
-        signature: ClassVar[Any] = {
-            "inputs": {"n": {"datatype": "INT32"}},
-            "outputs": {"double": {"datatype": "INT32"}},
-        }
 async def test_several_answers_to_one_prompt_have_seeds_of_their_own() -> None:
     """The first answer is the one that a lone request gets; without choices, or without a seed, nothing changes."""
     seen: list[Any] = []
@@ -231,6 +231,14 @@ def test_the_seed_of_an_answer_is_one_that_every_endpoint_takes(seed: int, choic
     assert derived == seed_of(seed, choice)
 
 
+async def test_async_models_and_bare_dicts_are_served() -> None:
+    """`predict` may be async, and may answer dicts, bare values or `Answer`s; usage is summed over rows."""
+
+    class Mixed:
+        signature: ClassVar[Any] = {
+            "inputs": {"n": {"datatype": "INT32"}},
+            "outputs": {"double": {"datatype": "INT32"}},
+        }
 
         async def predict(self, items: list[dict[str, Any]]) -> list[Any]:
             await asyncio.sleep(0)
@@ -277,7 +285,7 @@ async def test_an_input_called_parameters_is_refused() -> None:
 async def test_streamed_and_other_requests_share_a_batch() -> None:
     """Text comes piece by piece to the streaming caller while its neighbour gets its answer whole."""
     model = Letters()
-    host = await running(model, batching={"max_batch_size": 2, "max_queue_delay_ms": 50})
+    host = await running(model, batching={"max_batch_size": 2, "max_queue_delay_ms": 10_000})
     streamed, (whole,) = await asyncio.gather(
         collect(host.stream(InferRequest(id="s", inputs={"prompt": ["abc"]}))),
         host.infer([InferRequest(id="r", inputs={"prompt": ["xy"]})]),
@@ -293,7 +301,7 @@ async def test_streamed_and_other_requests_share_a_batch() -> None:
 async def test_a_caller_that_leaves_a_stream_frees_its_row() -> None:
     """The model learns that nobody waits for that item; the other items of the batch go on."""
     model = Letters()
-    host = await running(model, batching={"max_batch_size": 2, "max_queue_delay_ms": 20})
+    host = await running(model, batching={"max_batch_size": 2, "max_queue_delay_ms": 10_000})
     long = "a" * 20_000
     stream = host.stream(InferRequest(id="s", inputs={"prompt": [long]}))
     other = asyncio.create_task(host.infer([InferRequest(id="r", inputs={"prompt": ["b" * 20_000]})]))
@@ -420,7 +428,7 @@ async def test_a_model_that_hangs_makes_its_host_unhealthy() -> None:
     class Hangs(Echo):
         def predict(self, items: list[dict[str, Any]]) -> list[str]:
             entered.set()
-            release.wait(10)
+            release.wait(60)
             return super().predict(items)
 
     host = Host(
@@ -432,7 +440,7 @@ async def test_a_model_that_hangs_makes_its_host_unhealthy() -> None:
     )
     await host.start()
     call = asyncio.create_task(host.infer([text("a")]))
-    await asyncio.to_thread(entered.wait, 10)
+    await asyncio.to_thread(entered.wait, 60)
     host.check_health()
     clock.advance(61)
     with pytest.raises(Unavailable, match="worked on one batch"):
@@ -448,7 +456,7 @@ async def test_cancelling_a_call_cancels_its_rows_only() -> None:
 
     class Gated(Echo):
         def predict(self, items: list[dict[str, Any]]) -> list[str]:
-            gate.wait(10)
+            gate.wait(60)
             seen.extend(item["text"] for item in items)
             return super().predict(items)
 
