@@ -35,6 +35,7 @@ __all__ = [
     "Unprocessable",
     "UnsafeBucket",
     "UpstreamError",
+    "may_pass",
 ]
 
 
@@ -235,3 +236,9 @@ class UnsafeBucket(StorageError):
     """The start-up probe saw create-if-absent ignored: this bucket would lose data."""
 
     code = "unsafe_bucket"
+
+
+def may_pass(error: StorageError) -> bool:
+    """Whether waiting may cure it: a bucket that is away, a full disk, keys that were taken back. What stands in the
+    bucket, and how it behaves, stays as it is."""
+    return not isinstance(error, (Fenced, CorruptObject, FormatVersionUnsupported, UnsafeBucket))

@@ -10,6 +10,7 @@ import os
 import random
 import shutil
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import orjson
@@ -19,9 +20,17 @@ from cluster.config.loader import process_environment
 from cluster.config.models import Config, SecretRef
 from cluster.config.secrets import Secrets
 from cluster.config.wire import from_wire
-from cluster.errors import Fenced, HeadraceError, InternalError, ObjectNotFound, StorageUnavailable, Unavailable
+from cluster.errors import (
+    Fenced,
+    HeadraceError,
+    InternalError,
+    ObjectNotFound,
+    StorageError,
+    Unavailable,
+)
 from cluster.layout import Layouts
 from cluster.storage import Bucket, open_bucket
+from cluster.storage.patience import patiently
 from cluster.storage.probe import check_bucket
 from pipelines.engine.core import EngineLimits
 from pipelines.run_store.control_link import ControlLink, RayControl
@@ -115,15 +124,17 @@ class RunStoreActor:
         return self._store
 
     async def _live(self, *, adopted: bool = False) -> None:
-        bucket: Bucket | None = None
-        store: RunStore | None = None
         try:
-            config, bucket, layouts = await self._configure(adopted=adopted)
-            store = await self._start(config, bucket, layouts)
-            _tame_collector()
-            self._store, self._failure = store, None
-            self._ready.set()
-            await ControlLink(store=store, control=RayControl()).run()
+            async with contextlib.AsyncExitStack() as closing:
+                config, bucket, layouts = await patiently(partial(self._configure, adopted=adopted), tell=self._tell)
+                closing.push_async_callback(bucket.close)
+                store = await patiently(partial(self._start, config, bucket, layouts), tell=self._tell)
+                closing.push_async_callback(store.close)
+                closing.callback(self._forget)
+                _tame_collector()
+                self._store, self._failure = store, None
+                self._ready.set()
+                await ControlLink(store=store, control=RayControl()).run()
         except asyncio.CancelledError:
             raise
         except Exception as error:
@@ -131,12 +142,9 @@ class RunStoreActor:
             _log.exception("the run store of shard %s cannot work", self._shard)
             self._failure = known
             self._ready.set()
-        finally:
-            self._store = None
-            if store is not None:
-                await store.close()
-            if bucket is not None:
-                await bucket.close()
+
+    def _forget(self) -> None:
+        self._store = None
 
     async def _configure(self, *, adopted: bool) -> tuple[Config, Bucket, Layouts]:
         """The configuration, its bucket, and how many shards there are and were. Ray restarts an actor with its first
@@ -144,36 +152,28 @@ class RunStoreActor:
         config = from_wire(self._wire)
         bucket = _open(config)
         key = f"runs/{self._shard}/config.json"
-        while True:
-            try:
-                await check_bucket(bucket, ids=SystemIds())
-                layouts: Layouts | None = None
-                if not adopted and _restarted():
-                    with contextlib.suppress(ObjectNotFound):
-                        self._wire = orjson.loads(await bucket.get(key))
-                        await bucket.close()
-                        config = from_wire(self._wire)
-                        bucket = _open(config)
-                    layouts = await read_layouts(bucket)
-                if layouts is None:
-                    # First the layout: the first of a later release tells from these files how many shards there were.
-                    layouts = await settle_layouts(bucket, config.state.shards, now=SystemClock().now())
-                    await bucket.put(key, orjson.dumps(self._wire))
-                return config, bucket, layouts
-            except StorageUnavailable as error:
-                # A bucket that is away is no reason to die: callers are told why, and it is tried again.
-                self._failure = error
-                await asyncio.sleep(2.0)
+        await check_bucket(bucket, ids=SystemIds())
+        layouts: Layouts | None = None
+        if not adopted and _restarted():
+            with contextlib.suppress(ObjectNotFound):
+                self._wire = orjson.loads(await bucket.get(key))
+                await bucket.close()
+                config = from_wire(self._wire)
+                bucket = _open(config)
+            layouts = await read_layouts(bucket)
+        if layouts is None:
+            # First the layout: the first one of all is told from the files of earlier releases.
+            layouts = await settle_layouts(bucket, config.state.shards, now=SystemClock().now())
+            await bucket.put(key, orjson.dumps(self._wire))
+        return config, bucket, layouts
 
     async def _start(self, config: Config, bucket: Bucket, layouts: Layouts) -> RunStore:
-        while True:
-            store = build_store(config, self._shard, bucket, layouts=layouts, on_fatal=self._on_fatal)
-            try:
-                await store.start()
-                return store
-            except StorageUnavailable as error:
-                self._failure = error
-                await asyncio.sleep(2.0)
+        store = build_store(config, self._shard, bucket, layouts=layouts, on_fatal=self._on_fatal)
+        await store.start()
+        return store
+
+    def _tell(self, error: StorageError) -> None:
+        self._failure = error
 
     def _on_fatal(self, error: BaseException) -> None:
         """Memory is ahead of the log: end the process now. Ray starts a new one, unless another owner took over."""

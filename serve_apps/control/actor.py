@@ -14,10 +14,11 @@ from cluster.config.loader import process_environment
 from cluster.config.models import SecretRef
 from cluster.config.secrets import Secrets
 from cluster.config.wire import from_wire
-from cluster.errors import Conflict
+from cluster.errors import Conflict, StorageError, Unavailable
 from cluster.log import DurableLog
 from cluster.slots import Reply, Report
 from cluster.storage import open_bucket
+from cluster.storage.patience import patiently
 from cluster.storage.probe import check_bucket
 from serve_apps.control.core import Core
 from serve_apps.control.deployer import ServeDeployer
@@ -28,6 +29,7 @@ from serve_apps.table import RoutingTable
 __all__ = ["LOG_PREFIX", "ControlActor", "check_same_bucket"]
 
 LOG_PREFIX = "control"
+START_WAIT_S = 20.0
 _METRICS_EVERY_S = 5.0
 _log = logging.getLogger(__name__)
 
@@ -49,10 +51,25 @@ class ControlActor:
         self._wire = wire
         self._plane: ControlPlane | None = None
         self._failed: BaseException | None = None
+        self._trouble: StorageError | None = None
+        """Why it has not started yet."""
         self._started = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     async def _live(self) -> None:
+        core, plane = await patiently(self._open, tell=self._tell)
+        if core.state.settings is None:
+            # Ray restarts an actor with its first arguments: what was adopted since counts, and stands in the log.
+            await plane.adopt(self._wire)
+        self._plane = plane
+        self._started.set()
+        exporting = asyncio.create_task(self._export(core), name="metrics")
+        try:
+            await plane.run()
+        finally:
+            exporting.cancel()
+
+    async def _open(self) -> tuple[Core, ControlPlane]:
         config = from_wire(self._wire)
         clock = SystemClock()
         ids = SystemIds(clock)
@@ -63,8 +80,12 @@ class ControlActor:
             return value.get_secret_value() if value else None
 
         bucket = open_bucket(config.storage, resolve_secret=secret)
-        await check_bucket(bucket, ids=ids)
-        journal, recovered = await DurableLog.open(bucket, LOG_PREFIX, clock=clock, ids=ids)
+        try:
+            await check_bucket(bucket, ids=ids)
+            journal, recovered = await DurableLog.open(bucket, LOG_PREFIX, clock=clock, ids=ids)
+        except BaseException:
+            await bucket.close()
+            raise
         core = Core(
             journal=journal,
             deployer=ServeDeployer(config.router),
@@ -76,14 +97,11 @@ class ControlActor:
             on_fenced=_stop_process,
         )
         plane = ControlPlane(core, bucket=bucket, random_key=lambda: secrets.token_urlsafe(32))
-        await plane.adopt(self._wire)
-        self._plane = plane
-        self._started.set()
-        exporting = asyncio.create_task(self._export(core), name="metrics")
-        try:
-            await plane.run()
-        finally:
-            exporting.cancel()
+        return core, plane
+
+    def _tell(self, error: StorageError) -> None:
+        _log.warning("the control plane waits for its bucket: %s", error)
+        self._trouble = error
 
     @staticmethod
     async def _export(core: Core) -> None:
@@ -99,7 +117,14 @@ class ControlActor:
         if self._task is None:
             self._task = asyncio.create_task(self._live(), name="control plane")
             self._task.add_done_callback(self._ended)
-        await self._started.wait()
+        while not self._started.is_set():
+            try:
+                async with asyncio.timeout(START_WAIT_S):
+                    await self._started.wait()
+            except TimeoutError:
+                if self._trouble is not None:
+                    why = self._trouble.message
+                    raise Unavailable(f"the control plane is not ready: {why}", retry_after_s=5) from None
         if self._plane is None:
             assert self._failed is not None
             raise self._failed
@@ -111,11 +136,13 @@ class ControlActor:
             _log.error("the control plane could not go on: %s", error)
             self._failed = error
             self._plane = None
-            self._task = None if not self._started.is_set() else self._task
             self._started.set()
 
     async def ping(self) -> str:
-        """Return once the state has been recovered."""
+        """Return once the state has been recovered. One that could not go on tries again."""
+        if self._failed is not None:
+            self._task = self._failed = self._trouble = None
+            self._started.clear()
         await self._ready()
         return "ok"
 
