@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-__all__ = ["LogOptions", "LogStats", "Offload"]
-
-Offload = Callable[[Callable[[], bytes]], Awaitable[bytes]]
-
-
-async def _in_thread(work: Callable[[], bytes]) -> bytes:
-    return await asyncio.to_thread(work)
+__all__ = ["LogOptions", "LogStats"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +14,6 @@ class LogOptions:
     After a write that took longer than `slow_write_s`, or had to be repeated, the owner first looks whether another one
     has taken over meanwhile, before anybody acts on what was written.
     `collect` removes segments that an older snapshot than the newest covers; without it the whole history stays.
-    `offload` runs a long computation (compressing a snapshot) away from the event loop; simulations pass their own.
     """
 
     segment_bytes: int = 4 << 20
@@ -34,7 +25,6 @@ class LogOptions:
     retry_initial_s: float = 0.05
     retry_max_s: float = 5.0
     slow_write_s: float = 1.0
-    offload: Offload = _in_thread
 
 
 @dataclass

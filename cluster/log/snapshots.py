@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections import deque
 
@@ -50,7 +51,7 @@ class Snapshots:
             body=body,
         )
         fences = frozenset(tip.fences)
-        data = await self._options.offload(lambda: encode_snapshot(snapshot, compress=self._options.compress))
+        data = await asyncio.to_thread(encode_snapshot, snapshot, compress=self._options.compress)
         await self._bucket.put(snapshot_key(self._prefix, seq), data)
         previous, self.newest = self.newest, seq
         self._stats.snapshots += 1

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable
 
 import orjson
 
-from cluster.log.options import Offload
 from pipelines.engine.engine import Engine
 from pipelines.run_store.memory import Memory
 from pipelines.run_store.snapshots import join_snapshot
@@ -33,10 +32,8 @@ class Cut:
         *,
         engine: Engine,
         memory: Memory,
-        offload: Offload,
         monotonic: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._offload = offload
         self._engine = engine
         self._memory = memory
         self._monotonic = monotonic
@@ -72,7 +69,7 @@ class Cut:
             await asyncio.sleep(0)
         engine = _with(self._head, runs=self._runs.values())
         store = _with(self._rest, entries=self._entries.values(), keys=keys)
-        return await self._offload(lambda: join_snapshot(engine, store))
+        return await asyncio.to_thread(join_snapshot, engine, store)
 
 
 def _with(mapping: bytes, **lists: Iterable[bytes | None]) -> list[bytes]:

@@ -304,8 +304,7 @@ class Kernel:
 
     def cut(self) -> Cut:
         """The whole state after everything decided so far, to be written down while others go on."""
-        offload = (self._log_options or LogOptions()).offload
-        return Cut(engine=self.engine, memory=self.memory, offload=offload, monotonic=self.clock.monotonic)
+        return Cut(engine=self.engine, memory=self.memory, monotonic=self.clock.monotonic)
 
     def _restore(self, recovered: Recovered) -> None:
         if recovered.snapshot is not None:

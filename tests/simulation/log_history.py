@@ -16,12 +16,6 @@ from cluster.storage.testing import Faults, MemoryBucket
 PREFIX = "runs/0"
 
 
-async def inline(work: object) -> bytes:
-    """Compress without a thread: threads are not deterministic."""
-    result: bytes = work()  # type: ignore[operator]
-    return result
-
-
 @dataclass
 class LogHistory:
     """What owners were told, to be compared with what later owners find."""
@@ -96,7 +90,7 @@ class LogHistory:
         *,
         final: bool = False,
     ) -> None:
-        options = LogOptions(segment_bytes=draw.choice([50, 4000]), offload=inline, parallel_reads=4)
+        options = LogOptions(segment_bytes=draw.choice([50, 4000]), parallel_reads=4)
         promised = dict(self.acknowledged)  # an opener that freezes may find less than was promised meanwhile
         try:
             log, recovered = await DurableLog.open(bucket, PREFIX, clock=clock, ids=ids, options=options)

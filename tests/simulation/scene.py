@@ -24,7 +24,6 @@ from pipelines.run_store.service import RunStore
 from pipelines.run_store.settings import StoreSettings
 from pipelines.run_store.webhooks import SendResult, WebhookSigner
 from pipelines.verify.reading import verify_bucket
-from tests.simulation.log_history import inline
 
 __all__ = ["ENDED", "Owner", "Scene", "World", "play"]
 
@@ -178,7 +177,7 @@ class Scene:
             webhook_policy=OutboundPolicy(open_world=True),
             settings=settings,
             engine_limits=limits,
-            log_options=log or LogOptions(offload=inline, collect=False),
+            log_options=log or LogOptions(collect=False),
             on_fatal=fatal.append,
         )
         process = Process(hand.owner, crash_at=crash_at, freeze_at=freeze_at, freeze_s=60.0)

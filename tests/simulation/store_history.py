@@ -29,7 +29,6 @@ from pipelines.run_store.webhooks import WebhookSigner
 from pipelines.verify.reading import verify_bucket
 from pipelines.verify.report import Report
 from serve_apps.http.runs_gateway import ShardedRunsGateway
-from tests.simulation.log_history import inline
 from tests.simulation.store_clients import Client
 from tests.simulation.store_workflows import GROUPS, MODEL, NARROW, WORKFLOWS
 from tests.simulation.store_world import Recorder, World, WorldExecutor, WorldSender
@@ -216,7 +215,7 @@ class StoreHistory:
             ),
             layouts=self.layouts,
             engine_limits=EngineLimits(max_parallel_steps=draw.choice([2, 256]), queues={NARROW: 1}),
-            log_options=LogOptions(offload=inline, parallel_reads=4, collect=self._collect, pending_bytes=1 << 40),
+            log_options=LogOptions(parallel_reads=4, collect=self._collect, pending_bytes=1 << 40),
             on_fatal=lambda error: self._fatal(process, error),
         )
         starting = process.spawn(store.start())
@@ -307,7 +306,6 @@ def _registered(shards: int, group: tuple[str, ...]) -> dict[str, bytes]:
                 sender=WorldSender(World(random.Random(0), fail=0.0)),
                 signer=WebhookSigner(secret=None),
                 webhook_policy=OutboundPolicy(open_world=True),
-                log_options=LogOptions(offload=inline),
             )
             await store.start()
             for name in group:

@@ -32,7 +32,6 @@ import pytest
 from cluster.errors import Conflict, Fenced, StorageUnavailable, Unprocessable
 from cluster.log import LogOptions
 from pipelines.engine.core import EngineLimits
-from tests.simulation.log_history import inline
 from tests.simulation.scene import SETTINGS, Scene, play, refused
 
 ORDER = {
@@ -217,7 +216,7 @@ def test_window_2_a_repeated_write_is_as_doubtful() -> None:
         def lose() -> None:
             raise StorageUnavailable("no answer (injected)")
 
-        patient = LogOptions(offload=inline, retry_initial_s=50.0, retry_max_s=50.0, slow_write_s=1000.0)
+        patient = LogOptions(retry_initial_s=50.0, retry_max_s=50.0, slow_write_s=1000.0)
         first = await scene.owner(log=patient)
         await first.ask(first.store.register({"workflow": ORDER}))
         scene.trip("StepSucceeded", '"charge"', after=lose)

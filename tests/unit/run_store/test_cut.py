@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.errors import HeadraceError
-from cluster.log import LogOptions
 from pipelines.executor.testing import FakeExecutor
 from pipelines.run_store.cut import Cut
 from pipelines.run_store.service import RunStore
@@ -70,7 +69,6 @@ async def test_a_cut_is_of_the_instant_it_began(seed: int, before: int, during: 
         cut = Cut(
             engine=store.kernel.engine,
             memory=store.kernel.memory,
-            offload=LogOptions().offload,
             monotonic=lambda: float(next(time)),
         )
         body = asyncio.create_task(cut.body())
