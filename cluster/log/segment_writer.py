@@ -14,7 +14,6 @@ from cluster.errors import (
     FormatVersionUnsupported,
     ObjectNotFound,
     StorageError,
-    StorageUnavailable,
     UnsafeBucket,
 )
 from cluster.log.codec import Segment, decode_segment, digest_of, encode_segment
@@ -99,8 +98,14 @@ class SegmentWriter:
             present = await self._bucket.get(key)
         except ObjectNotFound:
             return
-        if self.tip.seq + 1 == seq and decode_segment(present, key=key).writer != self.tip.writer:
+        if self.tip.seq + 1 == seq and not self._wrote(key, present):
             raise _fenced(self._prefix, key, present)
+
+    def _wrote(self, key: str, present: bytes) -> bool:
+        try:
+            return decode_segment(present, key=key).writer == self.tip.writer
+        except (CorruptObject, FormatVersionUnsupported):
+            return False
 
     async def _create_surely(self, seq: int, data: bytes) -> None:
         """Returns when exactly these bytes are segment `seq`. Raises `Fenced` when others are."""
@@ -135,13 +140,15 @@ class SegmentWriter:
                 # The records are durable. But a newer owner may have read them, and more may have happened since.
                 successor = segment_key(self._prefix, seq + 1)
                 try:
-                    raise _fenced(self._prefix, successor, await self._bucket.get(successor))
+                    next_one = await self._bucket.get(successor)
                 except ObjectNotFound:
                     pass
-                except StorageUnavailable as error:
+                except StorageError as error:
                     self.trouble = error
                     await asyncio.sleep(delay)
                     continue
+                else:
+                    raise _fenced(self._prefix, successor, next_one)
             self.trouble = None
             return
 

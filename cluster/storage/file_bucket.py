@@ -159,6 +159,8 @@ class FileBucket:
             try:
                 os.link(name, path)
             except FileExistsError:
+                # Whoever made it may not have come to this yet, or have failed in it: what is there, is durably there.
+                _sync_folder(path.parent)
                 raise
             except OSError as error:
                 if error.errno in _NO_LINKS:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from cluster.clock import ManualClock, SystemIds
 from cluster.errors import (
     CorruptObject,
+    Fenced,
     FormatVersionUnsupported,
     Overloaded,
     StorageError,
@@ -58,6 +59,55 @@ async def test_a_full_disk_is_waited_out() -> None:
     assert log.trouble is None
     _, found = await DurableLog.open(bucket, "runs/0", clock=ManualClock(), ids=SystemIds())
     assert found.records == [b"1", b"2"]
+
+
+class Denied(MemoryBucket):
+    """A bucket whose writes are done though their answers are lost, and where reads of the next segment are refused
+    until `allowed`."""
+
+    lost = 0
+    allowed = True
+
+    async def create(self, key: str, data: bytes) -> None:
+        await super().create(key, data)
+        if self.lost:
+            self.lost -= 1
+            raise StorageUnavailable("no answer (a test)")
+
+    async def get(self, key: str) -> bytes:
+        if not self.allowed and key not in self.objects:
+            await asyncio.sleep(0)
+            raise StorageError("403: the token has expired (a test)")
+        return await super().get(key)
+
+
+@in_virtual_time
+async def test_a_refused_look_at_the_next_segment_is_waited_out() -> None:
+    """After a lost answer the owner looks whether it still is one; that it may not look now does not end it."""
+    bucket = Denied()
+    log = await opened(bucket, LogOptions(retry_initial_s=0.001, retry_max_s=0.001))
+    bucket.lost, bucket.allowed = 1, False
+    with pytest.raises(StorageUnavailable, match="the token has expired"):
+        await log.append([b"1"], timeout_s=0.05)
+    bucket.allowed = True
+    assert await log.append([b"2"]) == 2
+    _, found = await DurableLog.open(bucket, "runs/0", clock=ManualClock(), ids=SystemIds())
+    assert found.records == [b"1", b"2"]
+
+
+async def test_an_owner_of_a_later_release_fences_like_any_other() -> None:
+    """Its segment cannot be read here, but whose number it has taken is plain."""
+    bucket = MemoryBucket()
+    log = await opened(bucket)
+    await log.append([b"1"])
+    later, _ = await DurableLog.open(bucket, "runs/0", clock=ManualClock(), ids=SystemIds())
+    await later.close()
+    newest = max(bucket.objects)
+    bucket.objects[newest] = bucket.objects[newest].replace(b"HRLOG\n\x01", b"HRLOG\n\x09")
+    with pytest.raises(Fenced):
+        await log.check_owner()
+    with pytest.raises(Fenced):
+        log.enqueue([b"2"])
 
 
 async def test_too_much_is_refused_at_once() -> None:

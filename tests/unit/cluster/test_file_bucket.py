@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.errors import StorageError, StorageUnavailable, UnsafeBucket
+from cluster.errors import AlreadyExists, StorageError, StorageUnavailable, UnsafeBucket
 from cluster.storage import open_bucket
 from cluster.storage.file_bucket import FileBucket
 
@@ -46,6 +46,30 @@ async def test_disk_errors_are_said_plainly(tmp_path: Path, number: int, kind: t
     bucket.number = 0
     await bucket.create("a/b", b"x")
     await bucket.close()
+
+
+async def test_what_is_told_to_be_there_is_durably_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A create that failed after its object got its name is repeated: it learns that the object exists, and relies on
+    that, so the name is on the disk by then."""
+    bucket = FileBucket(tmp_path)
+    await bucket.create("a/0", b"")
+    synced: list[str] = []
+    sync = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        name = os.readlink(f"/proc/self/fd/{descriptor}")
+        if name.endswith("/a") and "failed" not in synced:
+            synced.append("failed")
+            raise OSError(errno.EIO, "Input/output error")
+        sync(descriptor)
+        synced.append(name)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(StorageUnavailable):
+        await bucket.create("a/1", b"x")
+    with pytest.raises(AlreadyExists):
+        await bucket.create("a/1", b"x")
+    assert synced[-1] == str(tmp_path / "a")
 
 
 async def test_no_litter_and_old_litter_is_swept(tmp_path: Path) -> None:
