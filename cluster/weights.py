@@ -20,7 +20,7 @@ from typing import Any
 
 from cluster.errors import InvalidConfig, NotFound, Unavailable, Unprocessable
 
-__all__ = ["cache_dir", "fetch", "file_lock", "load_state_dict"]
+__all__ = ["cache_dir", "fetch", "file_lock", "load_state_dict", "shown_url"]
 
 Progress = Callable[[int, int | None], None]
 """Called with bytes so far and the total (None: unknown)."""
@@ -70,7 +70,9 @@ def fetch(
             _check(url, sha256, _digest_file(path))
         return path
     root = cache / "weights"
-    name = url.rstrip("/").rsplit("/", 1)[-1].split("?")[0] or "artifact"
+    name = url.rstrip("/").rsplit("/", 1)[-1].split("?")[0]
+    if name in ("", ".", ".."):
+        name = "artifact"
     if sha256 is not None and (held := root / sha256 / name).is_file():
         return held
     with file_lock(root / "locks" / hashlib.sha256(url.encode()).hexdigest()[:32]):
@@ -93,6 +95,23 @@ def _package_path(url: str) -> Path:
     return path
 
 
+def shown_url(url: str) -> str:
+    """A URL as errors and records show it: a password before its host and a signature behind `?` are secrets."""
+    bare, mark, _ = url.partition("?")
+    scheme, slashes, rest = bare.partition("://")
+    if slashes:
+        host, slash, path = rest.partition("/")
+        bare = f"{scheme}://{'***@' if '@' in host else ''}{host.rpartition('@')[2]}{slash}{path}"
+    return bare + ("?…" if mark else "")
+
+
+def _said(error: Exception, url: str) -> str:
+    """What a library says of `url`, which it may repeat whole."""
+    text = str(error).replace(url, shown_url(url))
+    query = url.partition("?")[2]
+    return text.replace(query, "…") if query else text
+
+
 def _fetch_locked(
     url: str, root: Path, name: str, sha256: str | None, options: dict[str, Any], progress: Progress | None
 ) -> Path:
@@ -101,15 +120,17 @@ def _fetch_locked(
     try:
         filesystem, path = fsspec.core.url_to_fs(url, **options)
     except (ValueError, ImportError) as error:
-        raise InvalidConfig(f"artifact {url!r} cannot be opened: {error}") from None
+        raise InvalidConfig(f"artifact {shown_url(url)!r} cannot be opened: {_said(error, url)}") from None
     try:
         info = filesystem.info(path)
     except FileNotFoundError:
-        raise NotFound(f"artifact {url!r} does not exist") from None
+        raise NotFound(f"artifact {shown_url(url)!r} does not exist") from None
     except (OSError, TimeoutError) as error:
-        raise Unavailable(f"artifact {url!r} cannot be reached: {error}", retry_after_s=5) from error
+        raise Unavailable(
+            f"artifact {shown_url(url)!r} cannot be reached: {_said(error, url)}", retry_after_s=5
+        ) from None
     if info.get("type") == "directory":
-        raise InvalidConfig(f"artifact {url!r} is a folder; name one file, or pack the folder")
+        raise InvalidConfig(f"artifact {shown_url(url)!r} is a folder; name one file, or pack the folder")
     marker = _marker(info)
     remembered = root / "by-url" / (hashlib.sha256(url.encode()).hexdigest()[:32] + ".json")
     known = _recall(remembered)
@@ -127,7 +148,7 @@ def _fetch_locked(
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
-    _remember(remembered, {"url": url, "sha256": digest, "marker": marker})
+    _remember(remembered, {"url": shown_url(url), "sha256": digest, "marker": marker})
     return target
 
 
@@ -184,7 +205,9 @@ def _download(
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise _no_room(url, temporary.parent, total) from error
         if isinstance(error, (OSError, TimeoutError)):
-            raise Unavailable(f"artifact {url!r} could not be read to its end: {error}", retry_after_s=5) from error
+            raise Unavailable(
+                f"artifact {shown_url(url)!r} could not be read to its end: {_said(error, url)}", retry_after_s=5
+            ) from None
         raise
     return digest.hexdigest()
 
@@ -199,8 +222,8 @@ def _no_room(url: str, folder: Path, total: int | None) -> Unavailable:
     free = shutil.disk_usage(folder).free
     wanted = "does not say its size" if total is None else f"has {total / 2**20:.1f} MiB"
     return Unavailable(
-        f"artifact {url!r} {wanted}, and the disk of the node's cache {folder} has {free / 2**20:.1f} MiB left: delete "
-        "old versions there, or set HEADRACE_CACHE to a larger disk where Ray is started",
+        f"artifact {shown_url(url)!r} {wanted}, and the disk of the node's cache {folder} has {free / 2**20:.1f} MiB "
+        "left: delete old versions there, or set HEADRACE_CACHE to a larger disk where Ray is started",
         details={"free_bytes": free, "wanted_bytes": total},
         retry_after_s=60,
     )
@@ -214,7 +237,7 @@ def _digest_file(path: Path) -> str:
 def _check(url: str, expected: str, got: str) -> None:
     if expected != got:
         raise Unprocessable(
-            f"artifact {url!r} has the sha256 {got}, but {expected} is configured: it is not loaded",
+            f"artifact {shown_url(url)!r} has the sha256 {got}, but {expected} is configured: it is not loaded",
             details={"expected": expected, "got": got},
         )
 

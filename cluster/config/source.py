@@ -49,11 +49,12 @@ def scalar(text: str) -> Any:
     """What YAML makes of one unquoted word: `8001` → int, `true` → bool, dates stay text."""
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError:
+        if isinstance(node, yaml.ScalarNode):
+            return _scalar_value(node)
+        return _flow(text) if isinstance(node, yaml.SequenceNode | yaml.MappingNode) else text
+    except (yaml.YAMLError, ValueError):
+        # Also a tag, a key or a date that means nothing here: then it is text, and its place says what it should be.
         return text
-    if not isinstance(node, yaml.ScalarNode):
-        return text if node is None or not isinstance(node, yaml.SequenceNode | yaml.MappingNode) else _flow(text)
-    return _scalar_value(node)
 
 
 def _flow(text: str) -> Any:

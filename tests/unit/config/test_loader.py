@@ -111,6 +111,18 @@ def test_secret_from_a_variable_layer_stays_out_of_the_config(tmp_path: Path) ->
     assert "hush" not in repr(config)
 
 
+@pytest.mark.parametrize("text", ["!!python/object:os.system x", "{[1]: 2}", "[a", "2024-99-99", "!!int x", '"', "*a"])
+def test_a_variable_that_yaml_cannot_read_is_text(tmp_path: Path, text: str) -> None:
+    """Whatever stands in a variable or flag is at worst a text in the wrong place, with the place named."""
+    write(tmp_path, dev="{}")
+    with pytest.raises(InvalidConfig, match=r"router\.port"):
+        load("dev", directory=tmp_path, env={"HEADRACE__ROUTER__PORT": text})
+    with pytest.raises(InvalidConfig, match=r"router\.port"):
+        load("dev", directory=tmp_path, env={}, flags={"router.port": text})
+    loaded = load("dev", directory=tmp_path, env={}, flags={"router.host": text})
+    assert loaded.config.router.host == text
+
+
 def test_overrides_are_listed(tmp_path: Path) -> None:
     """What did not come from a file is listed with its key and source, for prod's rules."""
     write(tmp_path, dev="{}")

@@ -15,7 +15,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from cluster.errors import InvalidConfig, NotFound, Unavailable, Unprocessable
-from cluster.weights import cache_dir, fetch, load_state_dict
+from cluster.weights import cache_dir, fetch, load_state_dict, shown_url
 
 
 def sha(data: bytes) -> str:
@@ -88,6 +88,40 @@ def test_what_is_not_there_is_named(url: str, error: type[Exception], tmp_path: 
     """A missing artifact, an unknown protocol, a missing package and a way out of a package are clear errors."""
     with pytest.raises(error):
         fetch(url, cache=tmp_path)
+
+
+class Telling(MemoryFileSystem):
+    """Repeats a URL in its errors, as HTTP clients do."""
+
+    protocol = "telling"
+    cachable = False
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return path
+
+    def info(self, path: str, **more: Any) -> dict[str, Any]:
+        raise PermissionError(f"403 Forbidden: {path}")
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("telling://me:hush@host/m.bin?X-Signature=hush", "telling://***@host/m.bin?…"),
+        ("telling://host/m.bin", "telling://host/m.bin"),
+        ("telling://host/a@b/m.bin", "telling://host/a@b/m.bin"),
+        ("package:json", "package:json"),
+    ],
+)
+def test_no_error_shows_what_a_url_keeps_secret(url: str, shown: str, tmp_path: Path) -> None:
+    """A password in a URL, and a signature behind its `?`, stand in no error, whoever wrote it."""
+    assert shown_url(url) == shown
+    fsspec.register_implementation("telling", Telling, clobber=True)
+    if url.startswith("telling"):
+        with pytest.raises(Unavailable, match="403 Forbidden") as caught:
+            fetch(url, cache=tmp_path)
+        assert "hush" not in caught.value.message
+        assert shown in caught.value.message
 
 
 def test_a_folder_is_no_artifact(tmp_path: Path) -> None:
