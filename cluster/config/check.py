@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 
 import cel
@@ -46,7 +46,8 @@ def check_config(config: Config, locate: Locate) -> list[Problem]:
                 say(("routes", name, "adaptive"), f"no model {choice!r}", _known(choice, config.models))
     for names in _cycles(_route_edges(config)):
         say(("routes", names[0]), f"the routes go in a circle: {' → '.join(names)}")
-    for names in _cycles({name: model.fallback for name, model in config.models.items()}):
+    fallbacks = {name: [_model_of(other) for other in model.fallback] for name, model in config.models.items()}
+    for names in _cycles(fallbacks):
         say(("models", names[0], "fallback"), f"the fallbacks go in a circle: {' → '.join(names)}")
     for name, image in config.images.items():
         if image.callable is not None and not re.fullmatch(r"[\w.]+:\w+", image.callable):
@@ -69,11 +70,14 @@ def _check_model(config: Config, name: str, model: ModelConfig, say: Say) -> Non
                 say((*here, kind, version), f"a weight is 0 to 100, not {weight:g}")
     if model.traffic and sum(model.traffic.values()) <= 0:
         say((*here, "traffic"), "all weights are 0: no version would get a request")
-    for index, other in enumerate(model.fallback):
+    for index, target in enumerate(model.fallback):
+        other, mark, wanted = target.partition("@")
         if other == name:
             say((*here, "fallback", index), "a model cannot be its own fallback")
         elif other not in config.models:
             say((*here, "fallback", index), f"no model {other!r}", _known(other, config.models))
+        elif mark and wanted not in (there := config.models[other].versions):
+            say((*here, "fallback", index), f"{other} has no version {wanted!r}", f"it has {', '.join(there)}")
     ordered = sorted(model.versions, key=_semver)
     for number, version in enumerate(ordered):
         for other in ordered[:number]:
@@ -93,12 +97,18 @@ def _check_rules(config: Config, path: tuple[str | int, ...], rules: Iterable[Ru
     targets = {**config.models, **config.routes}
     for index, rule in enumerate(rules):
         here = (*path, index)
+        if rule.keyword is not None and not _all_written(rule.keyword):
+            say((*here, "keyword"), "an empty keyword stands in every text: write what to look for, or use `default`")
+        if rule.similar_to is not None and not _all_written(rule.similar_to):
+            say((*here, "similar_to"), "nothing is like an empty example: write at least one sentence")
         if rule.regex is not None and (wrong := compile_regex(rule.regex)):
             say((*here, "regex"), wrong)
         if rule.cel is not None and (wrong := compile_cel(rule.cel, names=RULE_NAMES)):
             say((*here, "cel"), wrong)
         if rule.model is not None and rule.model not in targets:
-            say((*here, "model"), f"no model {rule.model!r}", _known(rule.model, targets))
+            bare, mark, version = rule.model.partition("@")
+            near = f"write model: {bare} and version: {version}" if mark and bare in config.models else None
+            say((*here, "model"), f"no model {rule.model!r}", near or _known(rule.model, targets))
         if rule.version is not None and rule.model in config.models:
             versions = config.models[rule.model].versions
             if rule.version not in versions:
@@ -139,6 +149,17 @@ def compile_cel(expression: str, *, names: frozenset[str] | None = None) -> str 
         if unknown:
             return f"there is no {unknown[0]!r}: a rule knows {', '.join(sorted(names))}"
     return None
+
+
+def _model_of(target: str) -> str:
+    """Of `model@version`, the model."""
+    return target.partition("@")[0]
+
+
+def _all_written(given: str | Sequence[str]) -> bool:
+    """Whether there is at least one text, and none without a letter."""
+    texts = (given,) if isinstance(given, str) else given
+    return bool(texts) and all(text.strip() for text in texts)
 
 
 def _known(name: str, there: Mapping[str, object]) -> str:

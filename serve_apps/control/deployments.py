@@ -286,7 +286,7 @@ class Deployments:
         users += [
             f"{other}'s fallback"
             for other, model in self._core.state.models.items()
-            if name in (model.config.get("fallback") or ())
+            if name in [target.partition("@")[0] for target in model.config.get("fallback") or ()]
         ]
         if users:
             raise Conflict(f"{name} is used by {', '.join(users)}: change that first")

@@ -11,6 +11,7 @@ from cluster.errors import InvalidConfig
 __all__ = ["AdaptivePolicy", "Candidate", "choose", "parse_policy"]
 
 _MAX_EXPLORE = 0.25
+_MOST = 1e9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,8 +58,8 @@ def parse_policy(route: str, raw: Mapping[str, Any]) -> AdaptivePolicy:
         if key not in raw:
             continue
         value = raw[key]
-        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
-            raise InvalidConfig(f"{where}.{key}: must be a number of at least 0, not {value!r:.40}")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _MOST:
+            raise InvalidConfig(f"{where}.{key}: must be a number from 0 to {_MOST:g}, not {value!r:.40}")
         numbers[key] = float(value)
     if numbers.get("explore", 0.0) > _MAX_EXPLORE:
         raise InvalidConfig(f"{where}.explore: at most {_MAX_EXPLORE}, since every explored request may be a worse one")

@@ -191,6 +191,10 @@ class CompiledTable:
             except InvalidConfig as error:
                 self.broken[name] = error
 
+    def has(self, name: str) -> bool:
+        """Whether callers can address `name`."""
+        return name in self.models or name in self.routes
+
     def names(self) -> list[str]:
         """Everything that callers can address, sorted."""
         return sorted({*self.models, *self.routes})
@@ -211,7 +215,7 @@ def decide(compiled: CompiledTable, call: Call, *, live: Live, roll: float) -> D
     name, version = call.model, call.pinned
     if "@" in name:
         name, given = split_name(name)
-        version = version or given
+        version = given if version is None else version
     model = compiled.models.get(name)
     if model is not None:
         return _within(model, call, version, live=live, roll=roll, rule="direct", why=())
@@ -226,11 +230,11 @@ def decide(compiled: CompiledTable, call: Call, *, live: Live, roll: float) -> D
                 raise Unavailable(f"route '{name}' is not usable: {broken.message}")
             raise unknown_model(compiled, name, rule)
         subject = subject or call.subject()
-        hit = route.decide(subject, live=live.candidate, roll=roll)
+        hit = route.decide(subject, live=live.candidate, roll=roll, known=compiled.has)
         why += hit.why
         rule = hit.rule
         name = hit.model
-        version = version or hit.version
+        version = hit.version if version is None else version
         model = compiled.models.get(name)
         if model is not None:
             # The roll was used for exploring; the same roll would tie the version to it.
@@ -312,7 +316,7 @@ def pinned_version(call: Call) -> str | None:
 def _within(
     model: CompiledModel, call: Call, version: str | None, *, live: Live, roll: float, rule: str, why: tuple[str, ...]
 ) -> Decision:
-    pinned = version or call.headers.get(PIN_HEADER) or None
+    pinned = version if version is not None else call.headers.get(PIN_HEADER) or None
     if pinned is None and model.only is not None:
         target = Target(model, model.only, "only version with weight")
         return Decision(model.name, target, rule, (*why, target.why), model.config.fallback)

@@ -6,6 +6,7 @@ end, and expressions are bounded in size.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -137,8 +138,16 @@ class CompiledRoute:
         self._adaptive = adaptive
         self._default = default
 
-    def decide(self, subject: Subject, *, live: Callable[[str], Candidate | None], roll: float) -> Hit:
-        """The model for `subject`. `roll` in [0, 1) is for adaptive exploration.
+    def decide(
+        self,
+        subject: Subject,
+        *,
+        live: Callable[[str], Candidate | None],
+        roll: float,
+        known: Callable[[str], bool] = lambda name: True,
+    ) -> Hit:
+        """The model for `subject`. `roll` in [0, 1) is for adaptive exploration; `known`: whether there is a model or
+        route of a name, for a function may answer anything.
 
         Raises NotFound when no rule holds and there is no default, InternalError when the python function fails without
         a default, NeedsVectors when embeddings are needed.
@@ -149,12 +158,15 @@ class CompiledRoute:
             return hit
         if self._python is not None:
             try:
-                model = self._python(subject.text)
-                if not isinstance(model, str) or not model:
-                    raise TypeError(f"it returned {model!r:.80}, not a model's name")
-                why.append(f"{self._python_name} chose {model}")
-                return Hit(model=model, version=None, rule=f"{self.name}:python", why=tuple(why))
-            except Exception as error:
+                chosen = self._python(subject.text)
+                if not isinstance(chosen, str) or not chosen:
+                    raise TypeError(f"it returned {chosen!r:.80}, not a model's name")
+                model, mark, version = chosen.partition("@")
+                if not known(model):
+                    raise LookupError(f"it returned {chosen!r:.80}, and there is no such model or route")
+                why.append(f"{self._python_name} chose {chosen}")
+                return Hit(model=model, version=version if mark else None, rule=f"{self.name}:python", why=tuple(why))
+            except (Exception, SystemExit) as error:  # sys.exit() in it must not end the router
                 story = f"{self._python_name} failed: {type(error).__name__}: {error!s:.200}"
                 if self._default is None:
                     raise InternalError(f"route '{self.name}': {story}, and the route has no default") from error
@@ -207,6 +219,8 @@ def compile_route(name: str, config: RouteConfig, *, load: Callable[[str], Calla
             ) from error
         if not callable(python):
             raise InvalidConfig(f"routes.{name}.python: '{config.python}' is not a function")
+        if inspect.iscoroutinefunction(python):
+            raise InvalidConfig(f"routes.{name}.python: '{config.python}' is async: it has to answer at once")
     adaptive = parse_policy(name, config.adaptive) if config.adaptive is not None else None
     rules = _compile(name, f"routes.{name}", config.rules)
     return CompiledRoute(
@@ -225,6 +239,8 @@ def _compile(prefix: str, where: str, configs: Sequence[RuleConfig]) -> tuple[_R
             )
         if (config.model is None) == (not config.rules):
             raise InvalidConfig(f"{here}: exactly one of model and rules")
+        if config.similar_to is not None and not config.similar_to:
+            raise InvalidConfig(f"{here}.similar_to: at least one example")
         name = config.name or f"{prefix}[{index}]"
         inner = _compile(name, here, config.rules)
         out.append(_Rule(name, _test(here, config), config.model, config.version, inner))
@@ -311,9 +327,9 @@ def _similar(examples: tuple[str, ...], threshold: float) -> _Test:
         missing = tuple(text for text in wanted if text not in vectors)
         if missing:
             raise NeedsVectors(missing)
-        if not built:
-            built.append(ExampleSet(examples, vectors))
         try:
+            if not built:
+                built.append(ExampleSet(examples, vectors))
             score, example = built[0].similarity(vectors[subject.text])
         except ValueError:
             return False, "the embedding model has changed meanwhile: its vectors are of another length"

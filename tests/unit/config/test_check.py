@@ -38,6 +38,18 @@ def test_an_onnx_version_may_be_a_class_alone() -> None:
         ("models: {m: {provider: python, class: 'a:B', release: {guard: {error_rate: .nan}}}}\n", "finite"),
         ("models: {m: {provider: python, class: 'a:B', release: {guard: {feedback: -1}}}}\n", "must be at least 0"),
         (MODELS + "routes: {r: {rules: [{regex: '(?=x)', model: alpha}]}}\n", "no look-around"),
+        (MODELS + "routes: {r: {rules: [{keyword: '', model: alpha}]}}\n", "an empty keyword stands in every text"),
+        (MODELS + "routes: {r: {rules: [{keyword: [], model: alpha}]}}\n", "an empty keyword"),
+        (MODELS + "routes: {r: {rules: [{similar_to: [a, ' '], model: alpha}]}}\n", "at least one sentence"),
+        (
+            MODELS + "routes: {r: {rules: [{keyword: x, model: alpha@1.0.0}]}}\n",
+            "write model: alpha and version: 1.0.0",
+        ),
+        (
+            MODELS + "  gamma: {provider: python, class: 'a:B', fallback: [alpha@2.0.0]}\n",
+            "alpha has no version '2.0.0'",
+        ),
+        (MODELS + "  gamma: {provider: python, class: 'a:B', fallback: [gamma@1.0.0]}\n", "its own fallback"),
         (MODELS + "routes: {r: {rules: [{cel: 'a >', model: alpha}]}}\n", "not a CEL expression"),
         (
             MODELS + "routes: {r: {rules: [{cel: 'txt == \"a\"', model: alpha}]}}\n",
@@ -88,6 +100,14 @@ def test_an_onnx_version_may_be_a_class_alone() -> None:
 def test_mistakes_are_found_with_their_place(text: str, expected: str) -> None:
     """Each mistake is one problem with a line and a sentence that says what to do."""
     assert expected in messages(text)
+
+
+def test_a_fallback_may_name_a_version() -> None:
+    """As the router takes it; a circle is found through it."""
+    text = MODELS + "  gamma: {provider: python, class: 'a:B', fallback: [alpha@1.0.0, beta]}\n"
+    assert load_text(text, env={}).models["gamma"].fallback == ("alpha@1.0.0", "beta")
+    circle = text.replace("beta: {", "beta: {fallback: [gamma@1.0.0], ")
+    assert "the fallbacks go in a circle" in messages(circle)
 
 
 def test_a_new_signature_needs_a_new_major_version() -> None:

@@ -226,6 +226,15 @@ async def test_a_model_in_use_by_a_route_cannot_be_retired(plane: ControlPlane) 
         await plane.call("retire", {"model": "echo", "force": True})
 
 
+async def test_a_model_that_is_a_fallback_cannot_be_retired(plane: ControlPlane) -> None:
+    """Nor can it when the fallback names one version of it."""
+    caller = {"versions": {"1.0.0": version()}, "fallback": ["echo@1.0.0"]}
+    await plane.call("deploy", {"config": config({**ONE, "caller": caller})})
+    await settle(plane)
+    with pytest.raises(Conflict, match="used by caller's fallback"):
+        await plane.call("retire", {"model": "echo", "force": True})
+
+
 async def test_weights_wait_for_the_version_that_they_name(world: World, plane: ControlPlane) -> None:
     """Traffic declared for a version that is still starting moves when the version is ready, not before."""
     await plane.call("deploy", {"config": config(ONE)})

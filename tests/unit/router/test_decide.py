@@ -89,6 +89,7 @@ def test_a_pin_reaches_a_version_without_weight() -> None:
     [
         ({"model": "nope"}, "no model or route named 'nope'.*there are: m"),
         ({"pinned": "3.0.0"}, "no version '3.0.0'; deployed are: 1.0.0, 2.0.0"),
+        ({"model": "m@"}, "no version ''; deployed are: 1.0.0, 2.0.0"),
     ],
 )
 def test_unknown_names(given: dict[str, Any], words: str) -> None:

@@ -31,7 +31,10 @@ def route(**config: Any) -> CompiledRoute:
 
 def ask(compiled: CompiledRoute, text: str = "", roll: float = 0.5, **subject: Any) -> Hit:
     return compiled.decide(
-        Subject(text=text, model="r", **subject), live=lambda model: Candidate(model=model), roll=roll
+        Subject(text=text, model="r", **subject),
+        live=lambda model: Candidate(model=model),
+        roll=roll,
+        known=lambda model: model != "nobody",
     )
 
 
@@ -140,6 +143,9 @@ def test_a_regular_expression_cannot_run_away() -> None:
         ({"adaptive": {"candidates": ["a"], "explore": 0.9}}, "explore"),
         ({"adaptive": {"candidates": ["a"], "latencyy": 1}}, "latencyy"),
         ({"adaptive": {"candidates": ["a"], "cost": "low"}}, "cost"),
+        ({"adaptive": {"candidates": ["a"], "min_samples": float("inf")}}, "min_samples"),
+        ({"adaptive": {"candidates": ["a"], "explore": float("nan")}}, "explore"),
+        ({"rules": [{"similar_to": [], "model": "x"}]}, "at least one example"),
     ],
 )
 def test_what_cannot_work_is_an_early_error(config: dict[str, Any], words: str) -> None:
@@ -159,10 +165,14 @@ def failing(text: str) -> str:
     raise KeyError(text)
 
 
-@pytest.mark.parametrize("function", [failing, lambda text: 7, lambda text: ""])
+def leaving(text: str) -> str:
+    raise SystemExit(text)
+
+
+@pytest.mark.parametrize("function", [failing, leaving, lambda text: 7, lambda text: "", lambda text: "nobody"])
 def test_a_function_that_fails_leaves_the_default(function: Callable[[str], Any]) -> None:
-    """A python function that raises or returns no name gives the default, with the story; without one it is an
-    error."""
+    """A python function that raises, ends the process or returns what is no model gives the default, with the story;
+    without one it is an error."""
     load: Callable[[str], Callable[..., Any]] = lambda name: function  # noqa: E731
     config = RouteConfig.model_validate({"python": "m:f", "default": "d"})
     hit = ask(compile_route("r", config, load=load))
@@ -171,6 +181,26 @@ def test_a_function_that_fails_leaves_the_default(function: Callable[[str], Any]
     bare = compile_route("r", RouteConfig.model_validate({"python": "m:f"}), load=load)
     with pytest.raises(InternalError, match="m:f failed"):
         ask(bare)
+
+
+async def slowly(text: str) -> str:
+    return text
+
+
+def test_a_function_chooses_a_version_too_and_is_not_async() -> None:
+    """`model@version` pins the version; a function that would have to be awaited is refused when the table is made."""
+    config = RouteConfig.model_validate({"python": "m:f"})
+    hit = ask(compile_route("r", config, load=lambda name: lambda text: "m@2.0.0"))
+    assert (hit.model, hit.version) == ("m", "2.0.0")
+    with pytest.raises(InvalidConfig, match=r"'m:f' is async"):
+        compile_route("r", config, load=lambda name: slowly)
+
+
+def test_examples_whose_vectors_do_not_fit_together_hold_for_nobody() -> None:
+    """As after a change of the embedding model in the middle of it: the rule does not hold, and says so."""
+    compiled = route(rules=[{"similar_to": ["a", "b"], "model": "m"}], default="d")
+    hit = ask(compiled, "q", vectors={"a": [1.0], "b": [1.0, 0.0], "q": [1.0]})
+    assert (hit.model, "has changed" in hit.why[0]) == ("d", True)
 
 
 def test_no_rule_and_no_default() -> None:
