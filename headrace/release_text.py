@@ -39,7 +39,7 @@ def _plan(view: Mapping[str, Any]) -> list[str]:
     allowed = view.get("analysis")
     if allowed:
         parts = [
-            f"errors at most {allowed['error_rate'] * 100:g} points more",
+            f"errors at most {_points(allowed['error_rate'] * 100)} more",
             f"p95 at most {allowed['latency_p95']:g} times",
         ]
         if allowed.get("feedback") is not None:
@@ -53,6 +53,10 @@ def _plan(view: Mapping[str, Any]) -> list[str]:
     elif guard is not None:
         lines.append("  guard rails: none")
     return lines
+
+
+def _points(number: float) -> str:
+    return f"{number:g} point" + ("" if number == 1 else "s")
 
 
 def _guard(name: str, limit: float) -> str:

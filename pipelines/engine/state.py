@@ -84,7 +84,8 @@ class State:
         run = self.run(run_id)
         index = run.plan.index.get(step_id)
         if index is None:
-            raise NotFound(f"run {run_id} of workflow {run.workflow!r} has no step {step_id!r}")
+            known = ", ".join(run.plan.index)
+            raise NotFound(f"run {run_id} of workflow {run.workflow!r} has no step {step_id!r} (it has: {known})")
         return run, index, run.steps[index]
 
     # --- definitions and runs ---------------------------------------------------------------------------------------
@@ -287,6 +288,8 @@ class State:
         unit.parked = unit.waiting = None
         unit.lock = e.lock
         unit.child = e.child
+        if e.child is not None and e.item is not None and step.items is not None:
+            step.items.children[e.item] = e.child
         if e.child is not None and e.child in self.runs:
             self._note_nested((e.run_id, e.step_id, e.item), self.runs[e.child])
 
@@ -342,6 +345,7 @@ class State:
         items.note_end(e.item, e.duration_s)
         items.done += 1
         del items.units[e.item]
+        items.children.pop(e.item, None)
         step.chosen = e.chosen
         step.log = e.log or step.log
         step.duration_s += e.duration_s

@@ -42,6 +42,12 @@ class Violation:
         return {name: value for name, value in found.items() if value not in (None, "")}
 
 
+_ORDER = (
+    "runs", "runs SUCCESS", "runs FAILED", "runs CANCELLED", "runs archived", "runs collected", "resumes",
+    "steps committed", "items committed", "rounds committed", "attempts", "facts", "log segments", "owners",
+)  # fmt: skip
+
+
 @dataclass(kw_only=True)
 class Report:
     """The result for a whole bucket, or for one log of it."""
@@ -73,9 +79,14 @@ class Report:
             "notes": list(self.notes),
         }
 
+    def _names(self) -> list[str]:
+        """Counts in the order in which people ask for them: runs, what they did, where it is written."""
+        order = [*_ORDER, *sorted(self.counts.keys() - set(_ORDER))]
+        return [name for name in order if name in self.counts]
+
     def lines(self, *, limit: int = 100) -> list[str]:
         """For people: counts, one line per invariant, then the offending records."""
-        out = [f"{self.url}: " + ", ".join(f"{value:,} {name}" for name, value in sorted(self.counts.items()))]
+        out = [f"{self.url}: " + ", ".join(f"{self.counts[name]:,} {name}" for name in self._names())]
         out += [f"note: {note}" for note in self.notes]
         broken = Counter(violation.invariant for violation in self.violations)
         for name, sentence in INVARIANTS.items():

@@ -70,8 +70,9 @@ class Breakers:
         """An operator closes a breaker now: `{target}`. Raises `NotFound` for one that never opened."""
         target = payload.text("target")
         if target not in self._core.state.breakers:
-            known = ", ".join(sorted(self._core.state.breakers)) or "none has ever opened"
-            raise NotFound(f"no breaker {target!r}: {known}")
+            known = ", ".join(sorted(self._core.state.breakers))
+            there = f"there are: {known}" if known else "none has ever opened"
+            raise NotFound(f"no breaker {target!r} ({there})")
         async with self._core.lock:
             breaker = self._breaker(target, self._config(target))
             why = f"reset by {payload.by or 'an operator'}"

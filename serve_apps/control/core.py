@@ -124,8 +124,9 @@ class Core:
         """The model, or `NotFound` with the names there are."""
         model = self.state.models.get(name)
         if model is None:
-            known = ", ".join(sorted(self.state.models)) or "none is deployed"
-            raise NotFound(f"no model {name!r}: {known}", details={"model": name})
+            known = ", ".join(sorted(self.state.models))
+            there = f"there are: {known}" if known else "none is deployed"
+            raise NotFound(f"no model {name!r} ({there})", details={"model": name})
         return model
 
     def need_settings(self) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from cluster.config.environments import Evidence, RuleOverride, broken_rules, content_fingerprint, enforce
@@ -261,7 +261,7 @@ class Deployments:
                 await core.write(e.ModelRemoved(at=core.now(), model=name))
                 return {"model": name, "retired": removed}
             if version not in model.versions:
-                raise NotFound(f"{name} has no version {version!r}: {', '.join(sorted(model.versions, key=semver))}")
+                raise _no_version(name, version, model.versions)
             self._check_retire(name, version, force=force)
             facts: list[Any] = [e.VersionRemoved(at=core.now(), model=name, version=version, reason="retired")]
             if len(model.versions) == 1:
@@ -317,7 +317,7 @@ class Deployments:
             raise Conflict(f"{name}'s weights belong to the release in progress: promote it or roll it back first")
         for version, weight in given.items():
             if version not in model.versions:
-                raise NotFound(f"{name} has no version {version!r}: {', '.join(sorted(model.versions, key=semver))}")
+                raise _no_version(name, version, model.versions)
             if not 0 <= weight <= 100:
                 raise InvalidInput(f"a weight is 0 to 100, not {weight:g}")
             if weight > 0 and model.versions[version].serving is None:
@@ -356,3 +356,7 @@ def _overrides(payload: Payload) -> list[RuleOverride]:
             )
         )
     return out
+
+
+def _no_version(model: str, version: str, there: Iterable[str]) -> NotFound:
+    return NotFound(f"{model} has no version {version!r} (there are: {', '.join(sorted(there, key=semver))})")

@@ -75,7 +75,7 @@ class Keys:
         core = self._core
         async with core.lock:
             if not any(key.name == name for key in core.state.keys.values()):
-                known = ", ".join(sorted(key.name for key in core.state.keys.values())) or "there are none"
-                raise NotFound(f"no key {name!r}: {known}")
+                known = ", ".join(sorted(key.name for key in core.state.keys.values())) or "none"
+                raise NotFound(f"no key {name!r} (there are: {known})")
             await core.write(e.KeyRevoked(at=core.now(), name=name))
         return {"name": name, "revoked": True}

@@ -111,7 +111,7 @@ class Releases:
         known = model.versions.get(candidate)
         if known is None:
             there = ", ".join(sorted(model.versions, key=semver))
-            raise NotFound(f"{name} has no version {candidate!r}: {there}; deploy it first")
+            raise NotFound(f"{name} has no version {candidate!r} (there are: {there}): deploy it first")
         if known.serving is None:
             raise Conflict(f"{name} {candidate} is not ready: a release needs it loaded")
         with_traffic = [version for version, weight in model.weights.items() if weight > 0]

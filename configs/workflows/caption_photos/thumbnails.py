@@ -14,7 +14,7 @@ def main(photo: Any, context: Any) -> dict[str, Any]:
         with Image.open(io.BytesIO(photo.read_bytes())) as opened:
             picture = opened.convert("RGB")
     except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"{photo.name} is not a picture that can be read: {error}") from error
+        raise ValueError(f"{photo.name} is not a picture that can be read") from error
     picture.thumbnail((256, 256))
     out = io.BytesIO()
     picture.save(out, "JPEG", quality=88)

@@ -29,7 +29,7 @@ def thumbnail_of(photo: Any) -> bytes:
         with Image.open(io.BytesIO(photo.read_bytes())) as opened:
             picture = opened.convert("RGB")
     except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"{photo.name} is not a picture that can be read: {error}") from error
+        raise ValueError(f"{photo.name} is not a picture that can be read") from error
     picture.thumbnail((SIDE, SIDE))
     out = io.BytesIO()
     picture.save(out, "JPEG", quality=88)

@@ -42,7 +42,7 @@ def test_a_running_release_says_where_it_is_and_why() -> None:
     assert lines() == [
         "rel-1: m 1.0.0 → 1.1.0: running, started at 1 by ann",
         "  canary: the candidate has 25 % of the traffic, step 2 of [5, 25, 100]",
-        "  allowed: errors at most 1 points more; p95 at most 1.2 times; 50 answers per step at least; confidence "
+        "  allowed: errors at most 1 point more; p95 at most 1.2 times; 50 answers per step at least; confidence "
         "95 %; 5 min per step at least",
         "  guard rails: errors over 20 %, p95 over 500 ms",
         "  stable 1.0.0: 400 answers, 2 errors (0.50%), p95 41.5 ms",
