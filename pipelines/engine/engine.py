@@ -350,6 +350,10 @@ class Engine:
         core.resumable.pop(run_id, None)
         return self._decide()
 
+    def wanted(self, run_id: str) -> bool:
+        """Whether a resumed run may yet go on with this finished one, which it called: then it should stay."""
+        return resuming.wanted(self._core, self._core.state.run(run_id))
+
     def record(self, run_id: str) -> dict[str, Any]:
         """All that is known of a run, as JSON: for the archive, `restore`, and `view_of_record`."""
         return self._core.state.run(run_id).dump()

@@ -25,7 +25,7 @@ from pipelines.engine.state import RUN_OUTPUT
 from pipelines.engine.states import RunState, StepState
 from pipelines.spec.values import ValueNeeded
 
-__all__ = ["ResumePlan", "plan_children", "plan_resume", "resume", "take_child"]
+__all__ = ["ResumePlan", "children_of", "plan_children", "plan_resume", "resume", "take_child", "wanted"]
 
 MAX_CHILDREN = 20
 _DEFINES = (
@@ -243,6 +243,27 @@ def _failed_children(core: Core, run: Run, *, until: float) -> dict[tuple[str, s
                 if other is None or other.created_at <= child.created_at:
                     found[child.parent] = child
     return found
+
+
+def wanted(core: Core, child: Run) -> bool:
+    """Whether the run that called this one was resumed after it failed, and has not ended: it may go on with it."""
+    parent = core.state.runs.get(child.parent[0]) if child.parent is not None else None
+    if parent is None or parent.ended or child.state not in (RunState.FAILED, RunState.CANCELLED):
+        return False
+    return child.finished_at <= parent.resumed_at
+
+
+def children_of(record: Mapping[str, Any]) -> list[str]:
+    """The nested runs with which the steps of a run would go on, by its record (`Run.dump`)."""
+    found: list[Any] = []
+    for step in record["steps"].values():
+        items = step.get("items") or {}
+        found += [unit.get("child") for unit in (step.get("unit") or {}, *(items.get("units") or {}).values())]
+        found += (items.get("children") or {}).values()
+        # Records of earlier releases name those of items only here.
+        errors = (step.get("error") or {}, *(items.get("errors") or {}).values())
+        found += [(error.get("details") or {}).get("run_id") for error in errors]
+    return list(dict.fromkeys(child for child in found if isinstance(child, str)))
 
 
 def _by_step(entry: tuple[tuple[str, str, int | None], Run]) -> tuple[str, int]:

@@ -71,16 +71,18 @@ class Unit:
 class Items:
     """Progress of a `foreach`: one byte per item, results in the items' order, a `Unit` only while an item is tried.
 
-    `attempts` and `took` (ms of the last attempt) are of items that have ended.
+    `attempts` and `took` (ms of the last attempt) are of items that have ended; `children` are the last nested runs of
+    items that have not succeeded, with which a resume goes on.
     """
 
-    __slots__ = ("attempts", "done", "errors", "failed", "outputs", "states", "took", "units")
+    __slots__ = ("attempts", "children", "done", "errors", "failed", "outputs", "states", "took", "units")
 
     def __init__(self, count: int):
         self.states = bytearray(count)
         self.outputs: list[Any] = [None] * count
         self.errors: dict[int, Any] = {}
         self.units: dict[int, Unit] = {}
+        self.children: dict[int, str] = {}
         self.attempts = array("H", bytes(2 * count))
         self.took = array("I", bytes(4 * count))
         self.done = 0
@@ -94,7 +96,7 @@ class Items:
 
     def dump(self) -> dict[str, Any]:
         """As JSON."""
-        return {
+        out = {
             "states": self.states.decode("latin-1").translate(_TO_DIGITS),
             "outputs": self.outputs,
             "errors": {str(k): v for k, v in self.errors.items()},
@@ -102,6 +104,9 @@ class Items:
             "attempts": self.attempts.tolist(),
             "took": self.took.tolist(),
         }
+        if self.children:
+            out["children"] = {str(k): child for k, child in self.children.items()}
+        return out
 
     @classmethod
     def load(cls, raw: Mapping[str, Any]) -> Items:
@@ -111,6 +116,7 @@ class Items:
         items.outputs = list(raw["outputs"])
         items.errors = {int(k): v for k, v in raw["errors"].items()}
         items.units = {int(k): Unit.load(v) for k, v in raw["units"].items()}
+        items.children = {int(k): v for k, v in (raw.get("children") or {}).items()}
         count = len(items.states)
         items.attempts = array("H", raw.get("attempts") or bytes(2 * count))
         items.took = array("I", raw.get("took") or bytes(4 * count))

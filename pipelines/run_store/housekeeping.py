@@ -47,9 +47,17 @@ class Archiver:
         """Move all finished runs to the bucket now; returns how many."""
         kernel = self._kernel
         engine = kernel.engine
-        chosen = [run_id for run_id in kernel.finished if run_id in engine and engine.run_state(run_id) in ENDED]
+        chosen = []
+        for run_id in list(kernel.finished):
+            if run_id not in engine or engine.run_state(run_id) not in ENDED:
+                del kernel.finished[run_id]
+            elif engine.wanted(run_id):
+                # Looked at again later.
+                del kernel.finished[run_id]
+                kernel.finished[run_id] = kernel.clock.monotonic()
+            else:
+                chosen.append(run_id)
         if not chosen:
-            kernel.finished.clear()
             return 0
         await kernel.wait_all(timeout_s=kernel.settings.durable_timeout_s)
         runs: list[ArchivedRun] = []
@@ -72,7 +80,7 @@ class Archiver:
             for run_id, finished_at in waiting[start : start + CHUNK]:
                 if run_id not in engine:
                     kernel.finished.pop(run_id, None)
-                elif engine.summary(run_id)["finished_at"] == finished_at:
+                elif engine.summary(run_id)["finished_at"] == finished_at and not engine.wanted(run_id):
                     events += engine.evict(run_id).events
                     kernel.finished.pop(run_id, None)
             kernel.commit(Decision(events=events))

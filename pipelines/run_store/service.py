@@ -35,6 +35,7 @@ from cluster.storage import BlobRef, Bucket
 from pipelines.engine import Decision
 from pipelines.engine.core import EngineLimits
 from pipelines.engine.plan import compile_plan, definition_digest, spec_to_dict
+from pipelines.engine.resume import children_of
 from pipelines.executor.port import Executor
 from pipelines.executor.values import references
 from pipelines.run_store.collector import Collector
@@ -267,8 +268,18 @@ class RunStore(RunReader):
         kernel = self.kernel
         kernel.check_open()
         self._check_accepting()
-        if run_id not in kernel.engine:
-            await self._restore(run_id)
+        restored: list[str] = []
+        try:
+            await self._restore(run_id, restored)
+            return await self._resume(run_id, request)
+        finally:
+            # Not before: they could be archived again while others are still read.
+            for one in restored:
+                if one in kernel.engine and kernel.engine.run_state(one) in ENDED:
+                    kernel.finished.setdefault(one, kernel.clock.monotonic())
+
+    async def _resume(self, run_id: str, request: Mapping[str, Any]) -> dict[str, Any]:
+        kernel = self.kernel
         engine = kernel.engine
         digest: str | None = request.get("digest")
         edited = request.get("workflow") is not None
@@ -477,23 +488,35 @@ class RunStore(RunReader):
         for start in range(0, len(found), _KEEP_AT_ONCE):
             await asyncio.gather(*map(self.kernel.blobs.keep, found[start : start + _KEEP_AT_ONCE]))
 
-    async def _restore(self, run_id: str) -> None:
-        """Bring an archived run back into memory, and the nested runs that its steps point to."""
+    async def _restore(self, run_id: str, restored: list[str]) -> None:
+        """Bring an archived run back into memory, with the nested runs (and theirs) that it would go on with. What was
+        brought back is put into `restored`."""
         kernel = self.kernel
-        record = await self.archived_record(run_id)
-        if run_id in kernel.engine:
-            return
-        if record["state"] == "SUCCESS":
-            raise Conflict(f"run {run_id} is SUCCESS: only a FAILED or CANCELLED run can be resumed")
-        kernel.decide(lambda: kernel.engine.restore(record))
-        kernel.finished[run_id] = kernel.clock.monotonic()
-        for step in record["steps"].values():
-            child = (step.get("unit") or {}).get("child")
-            if child is not None and child not in kernel.engine:
-                try:
-                    await self._restore(child)
-                except (NotFound, Conflict):
+        waiting = [run_id]
+        while waiting:
+            one = waiting.pop()
+            if one in kernel.engine:
+                record = kernel.engine.record(one)
+            else:
+                found = await self.find_archived(one)
+                if found is None and one == run_id:
+                    raise NotFound(f"there is no run {run_id}")
+                if found is None or one in kernel.engine:
                     continue
+                record = orjson.loads(found)
+                if record["state"] == "SUCCESS" and one == run_id:
+                    raise Conflict(f"run {run_id} is SUCCESS: only a FAILED or CANCELLED run can be resumed")
+                if record["state"] == "SUCCESS":
+                    continue
+                try:
+                    kernel.decide(partial(kernel.engine.restore, record))
+                except NotFound:
+                    if one == run_id:
+                        raise
+                    continue
+                restored.append(one)
+            if record["state"] in ("FAILED", "CANCELLED"):
+                waiting += children_of(record)
 
 
 async def _stored(work: Awaitable[T]) -> T:
