@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from cluster.errors import Conflict
-from pipelines.engine.runs import ITEM_STATES, Items, Run, Step, Unit
+from pipelines.engine.runs import ITEM_STATES, Items, Run, Unit
 from pipelines.engine.states import RunState, StepState
 
 __all__ = ["attempts_in_flight", "item_page"]
@@ -29,11 +29,11 @@ def item_page(run: Run, index: int, *, states: Collection[str], after: int, limi
         raise Conflict(f"step {step_id!r} of run {run.id} {why}")
     shown: list[dict[str, Any]] = []
     for item in range(max(after + 1, 0), len(items.states)):
-        row = _row(run, step, items, item)
-        if not states or row["state"] in states:
+        state = _state(run, items, item)
+        if not states or state in states:
             if len(shown) == limit:
                 return {"items": shown, "next_cursor": shown[-1]["item"]}
-            shown.append(row)
+            shown.append(_row(items, item, state))
     return {"items": shown, "next_cursor": None}
 
 
@@ -54,11 +54,13 @@ def attempts_in_flight(run: Run) -> list[dict[str, Any]]:
     return out
 
 
-def _row(run: Run, step: Step, items: Items, item: int) -> dict[str, Any]:
-    unit = items.units.get(item)
+def _state(run: Run, items: Items, item: int) -> str:
     state = ITEM_STATES[items.states[item]].value
-    if run.state is RunState.CANCELLED and state in ("PENDING", "RUNNING"):
-        state = "CANCELLED"
+    return "CANCELLED" if run.state is RunState.CANCELLED and state in ("PENDING", "RUNNING") else state
+
+
+def _row(items: Items, item: int, state: str) -> dict[str, Any]:
+    unit = items.units.get(item)
     row: dict[str, Any] = {"item": item, "state": state, "attempts": unit.attempt if unit else items.attempts[item]}
     if state in ("SUCCESS", "FAILED"):
         row["duration_s"] = items.took[item] / 1000

@@ -66,6 +66,7 @@ class RunStoreActor:
         self._store: RunStore | None = None
         self._ready = asyncio.Event()
         self._failure: HeadraceError | None = None
+        self._adopting = asyncio.Lock()
         self._life = asyncio.create_task(self._live(), name=f"run store {shard}")
 
     async def call(self, method: str, args: tuple[Any, ...]) -> tuple[str, Any]:
@@ -73,7 +74,10 @@ class RunStoreActor:
         try:
             store = await self._opened()
             if method not in METHODS:
-                raise InternalError(f"a run store has no method {method!r}")
+                raise InternalError(
+                    f"the run store that runs here has no {method!r}, so it is of another version of headrace than "
+                    "this: `headrace down`, then `headrace up`"
+                )
             return "ok", await getattr(store, "list_runs" if method == "list" else method)(*args)
         except HeadraceError as error:
             return "error", error
@@ -99,15 +103,17 @@ class RunStoreActor:
 
         False: nothing differs.
         """
-        if _relevant(wire) == _relevant(self._wire) and not self._life.done():
-            return False
-        self._wire = wire
-        self._ready.clear()
-        self._life.cancel()
-        await asyncio.gather(self._life, return_exceptions=True)
-        self._failure = None
-        self._life = asyncio.create_task(self._live(adopted=True), name=f"run store {self._shard}")
-        return True
+        async with self._adopting:
+            # One after another: two lives of one shard in this process would fence each other.
+            if _relevant(wire) == _relevant(self._wire) and not self._life.done():
+                return False
+            self._wire = wire
+            self._ready.clear()
+            self._life.cancel()
+            await asyncio.gather(self._life, return_exceptions=True)
+            self._failure = None
+            self._life = asyncio.create_task(self._live(adopted=True), name=f"run store {self._shard}")
+            return True
 
     # ---- life ----
 

@@ -241,9 +241,12 @@ class Collector:
         except ObjectNotFound:
             return None
         head, _, packed = data.partition(b"\n")
-        header = orjson.loads(head)
-        if zlib.crc32(packed) != header["crc"]:
-            return None
+        try:
+            header = orjson.loads(head)
+            if zlib.crc32(packed) != header["crc"]:
+                return None
+        except (orjson.JSONDecodeError, TypeError, KeyError):
+            return None  # damaged, or of another release: the shard's next report takes its place
         if header["dry_run"] and not collection.dry_run:
             return None  # without what that one would have removed
         if header["id"] != collection.id and header["at"] < collection.started_at:

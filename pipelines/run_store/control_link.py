@@ -12,7 +12,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from cluster.errors import HeadraceError, StorageError, StorageUnavailable, Unavailable
+from cluster.errors import CorruptObject, Fenced, HeadraceError, StorageError, Unavailable
 from cluster.names import CONTROL_PLANE, NAMESPACE
 from cluster.slots import Holder, Reply, Report
 from pipelines.run_store.model_breakers import breaker_states, sleepers, with_deployed
@@ -67,7 +67,9 @@ class ControlLink:
         while True:
             try:
                 table = await self._control.watch(revision, WATCH_S)
-            except Unavailable:
+            except HeadraceError as error:
+                if not error.retryable:
+                    _log.warning("the control plane gives no table: %s", error)
                 await asyncio.sleep(self._again_s)
                 revision = 0
                 continue
@@ -167,11 +169,11 @@ class ControlLink:
         kernel = self._store.kernel
         try:
             await kernel.log.check_owner()
-        except StorageUnavailable:
-            return False
-        except StorageError as error:
+        except (Fenced, CorruptObject) as error:
             kernel.fatal(error)
             return False
+        except StorageError:
+            return False  # it could not be seen just now
         return True
 
 

@@ -8,7 +8,9 @@ from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any
 
-from cluster.errors import Unavailable
+import pytest
+
+from cluster.errors import Forbidden, HeadraceError, InternalError, Overloaded, StorageUnavailable, Unavailable
 from cluster.slots import Arbiter, Ask, Holder, Reply, Report
 from pipelines.engine.core import EngineLimits
 from pipelines.executor.port import Outcome
@@ -33,6 +35,7 @@ class PlayedControl:
         self.tables: asyncio.Queue[Any] = asyncio.Queue()
         self.told: list[Mapping[str, Any]] = []
         self.down = False
+        self.why: HeadraceError = Unavailable("away")
         self.arbiter = Arbiter(epoch=1, shards=2)
 
     def say(self, revision: int, **hosts: SaidHost) -> None:
@@ -42,7 +45,7 @@ class PlayedControl:
 
     async def watch(self, revision: int, timeout_s: float) -> Any:
         if self.down:
-            raise Unavailable("away")
+            raise self.why
         return await self.tables.get()
 
     async def call(self, method: str, payload: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -113,6 +116,20 @@ async def test_while_the_control_plane_is_away_the_last_word_holds_and_nothing_i
         assert (await wait_ended(store, parked["id"]))["state"] == "FAILED"
 
 
+@pytest.mark.parametrize(
+    "why", [StorageUnavailable("503"), Overloaded("busy"), Forbidden("no"), InternalError("defect")]
+)
+async def test_whatever_the_control_plane_answers_with_the_link_goes_on(why: HeadraceError) -> None:
+    """An answer that is no table ends neither the link nor the store; the next table is taken."""
+    control = PlayedControl()
+    control.why, control.down = why, True
+    async with StoreFactory().running() as store, linked(store, control):
+        await asyncio.sleep(0.03)
+        control.down = False
+        control.say(4, api_example_com=SaidHost(since=4))
+        await until(lambda: store.status()["hosts"])
+
+
 CALLS = """
 workflow:
   name: calls
@@ -129,7 +146,7 @@ def sleeping(wakes: bool) -> Any:
 
 
 async def test_a_run_that_begins_tells_which_sleeping_model_it_will_call() -> None:
-    """At its submit, long before the step; not of models that never sleep. A control plane that is away does no harm."""
+    """At its submit, long before the step; not of models that never sleep. A control plane that is away harms nobody."""
     control = PlayedControl()
     async with StoreFactory().running(FakeExecutor()) as store, linked(store, control):
         for model in ("idle", "busy"):
