@@ -16,6 +16,8 @@ from cluster.errors import CorruptObject, InvalidInput, TooLarge
 __all__ = ["MAX_BUNDLE_BYTES", "BundleCache", "digest_of", "pack", "pack_folder", "unpack"]
 
 MAX_BUNDLE_BYTES = 64 * 1024 * 1024
+MAX_UNPACKED_BYTES = 4 * MAX_BUNDLE_BYTES
+"""A small zip can say that it holds terabytes; what it says is also the most that is read of it."""
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 _SKIP = {"__pycache__", ".git", ".venv", ".mypy_cache", ".ruff_cache", ".pytest_cache"}
 
@@ -57,11 +59,17 @@ def pack_folder(folder: Path) -> bytes:
 
 
 def unpack(data: bytes, folder: Path) -> None:
-    """Writes a bundle's files under `folder`. Raises `CorruptObject`, or `InvalidInput` for names that leave it."""
+    """Writes a bundle's files under `folder`. Raises `CorruptObject`, `TooLarge`, or `InvalidInput` for names that
+    leave it."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             for name in archive.namelist():
                 _check_name(name)
+            size = sum(entry.file_size for entry in archive.infolist())
+            if size > MAX_UNPACKED_BYTES:
+                raise TooLarge(
+                    f"a workflow's bundle unpacks to {size} bytes, at most {MAX_UNPACKED_BYTES} are written to a node"
+                )
             archive.extractall(folder)
     except zipfile.BadZipFile as error:
         raise CorruptObject(f"a workflow's bundle is not a readable zip: {error}") from None

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.errors import CorruptObject, InvalidInput
-from pipelines.executor.bundles import BundleCache, digest_of, pack, pack_folder, unpack
+from cluster.errors import CorruptObject, InvalidInput, TooLarge
+from pipelines.executor.bundles import MAX_UNPACKED_BYTES, BundleCache, digest_of, pack, pack_folder, unpack
 
 NAMES = st.from_regex(r"[a-z]{1,8}(/[a-z]{1,8}){0,2}\.py", fullmatch=True)
 
@@ -66,3 +66,14 @@ def test_what_is_no_zip_is_corrupt(tmp_path: Path) -> None:
     """Bytes that match their digest but are no archive give a named error."""
     with pytest.raises(CorruptObject):
         BundleCache(tmp_path).folder(digest_of(b"junk"), lambda digest: b"junk")
+
+
+def test_a_zip_that_unpacks_to_too_much_is_not_unpacked(tmp_path: Path) -> None:
+    """A few bytes that say they are a full disk write nothing."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("zeros", "w") as file:
+        for _ in range(MAX_UNPACKED_BYTES // (1 << 20) + 1):
+            file.write(bytes(1 << 20))
+    with pytest.raises(TooLarge, match="unpacks to"):
+        unpack(out.getvalue(), tmp_path)
+    assert not list(tmp_path.iterdir())
