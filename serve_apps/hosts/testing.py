@@ -7,6 +7,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, ClassVar
 
 from cluster.config.models import Signature, TensorSpec
@@ -119,7 +120,8 @@ class Puppet:
     """Does what the request's `text` says: a JSON object of `name` (or `*`, for all) and an order. Answers its name.
 
     Orders: `fail`; `sleep SECONDS`; `once SECONDS KEY` (sleeps at the first item with this key only); `pid`; `seen`
-    (how many items came, this one included). Items do not wait for one another.
+    (how many items came, this one included); `hold PATH` (makes the file PATH.begun and goes on once there is PATH).
+    Items do not wait for one another.
     """
 
     signature: ClassVar[Signature] = Echo.signature
@@ -144,6 +146,10 @@ class Puppet:
         if order == "once" and words[1] not in self._keys:
             self._keys.add(words[1])
             await asyncio.sleep(float(words[0]))
+        if order == "hold":
+            await asyncio.to_thread(Path(f"{words[0]}.begun").touch)
+            while not await asyncio.to_thread(Path(words[0]).exists):  # noqa: ASYNC110 - another process makes it
+                await asyncio.sleep(0.05)
         if order == "pid":
             return str(os.getpid())
         return str(self._seen) if order == "seen" else self._name

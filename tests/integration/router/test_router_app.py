@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +18,7 @@ from serve_apps.hosts.app import build_app
 from serve_apps.protocol import InferRequest
 from serve_apps.table import RoutingTable
 from serve_apps.testing import api_key, model_entry, table_of
+from tests.environment import until
 
 pytestmark = [
     pytest.mark.ray,
@@ -65,20 +65,18 @@ def url(ray_cluster: LocalCluster) -> Iterator[str]:
         name = f"{model}-{version}"
         serve.run(build_app(model=model, version=version, config=host), name=name, route_prefix=None)
     deploy_router(to_wire(config), table=table())
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
+
+    def ready() -> bool:
         try:
-            if httpx.get(f"{ray_cluster.http_url}/v2/health/ready", timeout=5).status_code == 200:
-                break
+            return httpx.get(f"{ray_cluster.http_url}/v2/health/ready", timeout=5).status_code == 200
         except httpx.TransportError:
-            pass
-        time.sleep(0.2)
+            return False
+
+    until(ready, "the router", 120)
     yield ray_cluster.http_url
     for app in [f"{model}-{version}" for model, version in HOSTS] + ["router"]:
         serve.delete(app, _blocking=False)
-    deadline = time.monotonic() + 90
-    while "router" in serve.status().applications and time.monotonic() < deadline:
-        time.sleep(0.5)
+    until(lambda: "router" not in serve.status().applications, "the end of the router", 120)
 
 
 @pytest.fixture
@@ -154,8 +152,8 @@ def test_openai_streams_through_the_proxy(url: str) -> None:
 
 def test_documentation_is_open(http: httpx.Client) -> None:
     """The OpenAPI document and its page are served without a key."""
-    assert "/v1/chat/completions" in httpx.get(f"{http.base_url}/openapi.json").json()["paths"]
-    assert httpx.get(f"{http.base_url}/docs").status_code == 200
+    assert "/v1/chat/completions" in httpx.get(f"{http.base_url}/openapi.json", timeout=60).json()["paths"]
+    assert httpx.get(f"{http.base_url}/docs", timeout=60).status_code == 200
 
 
 async def test_model_client_from_a_driver_and_from_a_task(url: str) -> None:
@@ -180,9 +178,9 @@ def test_requests_over_the_handle_are_trusted(url: str) -> None:
     from ray import serve
 
     handle = serve.get_app_handle("router")
-    status, _, body = handle.request.remote("GET", "/v1/models").result(timeout_s=30)
+    status, _, body = handle.request.remote("GET", "/v1/models").result(timeout_s=120)
     assert (status, b"routed" in body) == (200, True)
-    status, headers, _ = handle.request.remote("GET", "/nowhere").result(timeout_s=30)
+    status, headers, _ = handle.request.remote("GET", "/nowhere").result(timeout_s=120)
     assert (status, headers["content-type"]) == (404, "application/problem+json")
 
 
