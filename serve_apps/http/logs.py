@@ -37,12 +37,16 @@ async def read_logs(
     page: Mapping[str, Any],
 ) -> AsyncIterator[bytes]:
     """All logs from a first page on; where there are several, a line before each says whose it is."""
-    several = len(page["attempts"]) > 1
+    several = len(page["attempts"]) > 1 or page.get("next_cursor") is not None
     while True:
         for entry in page["attempts"]:
+            try:
+                text = await _text(blobs, entry)
+            except ObjectNotFound:
+                # Collected while the caller read those before it: what is still there follows.
+                continue
             if several:
                 yield _title(entry)
-            text = await _text(blobs, entry)
             yield text
             if several and text and not text.endswith(b"\n"):
                 yield b"\n"

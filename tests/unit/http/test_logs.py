@@ -16,7 +16,7 @@ from pipelines.executor.port import Attempt, Outcome
 from pipelines.executor.testing import FakeExecutor
 from pipelines.run_store.testing import StoreFactory, until, wait_ended
 from serve_apps.http.blobs import StoredBlobs
-from serve_apps.http.logs import follow_logs
+from serve_apps.http.logs import follow_logs, read_logs
 from serve_apps.http.problems import install_problem_handlers
 from serve_apps.http.runs import build_router
 from serve_apps.http.runs_gateway import ShardedRunsGateway
@@ -35,9 +35,17 @@ workflow:
 class Bench:
     """A run store whose steps print, and the routes over it."""
 
-    def __init__(self, client: httpx.AsyncClient, store: Any, executor: FakeExecutor, gateway: Any, blobs: Any) -> None:
+    def __init__(
+        self,
+        client: httpx.AsyncClient,
+        store: Any,
+        executor: FakeExecutor,
+        gateway: Any,
+        blobs: Any,
+        bucket: MemoryBucket,
+    ) -> None:
         self.client, self.store, self.executor = client, store, executor
-        self.gateway, self.blobs = gateway, blobs
+        self.gateway, self.blobs, self.bucket = gateway, blobs, bucket
 
     async def get(self, path: str, **request: Any) -> httpx.Response:
         return await self.client.get(path, **request)
@@ -71,7 +79,7 @@ async def bench() -> AsyncIterator[Bench]:
         app.include_router(build_router(gateway, blobs))
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as client:
             await store.register({"workflow": WORKFLOW})
-            yield Bench(client, store, executor, gateway, blobs)
+            yield Bench(client, store, executor, gateway, blobs, bucket)
 
 
 async def test_every_attempt_of_every_item_has_its_log(bench: Bench) -> None:
@@ -106,6 +114,20 @@ async def test_logs_are_listed_in_pages(bench: Bench) -> None:
     assert (await bench.get(f"/runs/{run_id}/steps/each/log?cursor=x")).status_code == 400
     text = (await bench.get(f"/runs/{run_id}/logs?limit=2")).text
     assert text.count("says") == 7
+    one_by_one = (await bench.get(f"/runs/{run_id}/logs?limit=1")).text
+    assert one_by_one == text, "pages are of the server's making, and change nothing"
+
+
+async def test_a_log_that_is_collected_meanwhile_leaves_the_others(bench: Bench) -> None:
+    """A log that is gone by the time it is its turn is passed over, and the text does not break off there."""
+    run_id = await bench.submitted([0, 1, 2])
+    await wait_ended(bench.store, run_id)
+    page = await bench.gateway.logs(run_id, "each", {})
+    texts = read_logs(bench.gateway, bench.blobs, run_id, "each", {}, page)
+    assert [await anext(texts), await anext(texts)] == [b"--- each item 0 attempt 1\n", b"item 0 says 0\n"]
+    await bench.bucket.delete(page["attempts"][1]["log"]["key"])
+    rest = b"".join([text async for text in texts])
+    assert rest == b"--- each item 2 attempt 1\nitem 2 says 2\n"
 
 
 async def test_items_are_shown_in_pages(bench: Bench) -> None:
