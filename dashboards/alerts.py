@@ -151,7 +151,7 @@ def _releases() -> list[Rule]:
         ),
         Rule(
             name="HeadraceRolledBack",
-            expr=q.count(m.RELEASE_DECISIONS, by=("model",), where={"decision": '="roll_back"'}, over="10m") + " > 0",
+            expr=q.rare(m.RELEASE_DECISIONS, by=("model",), where={"decision": '="roll_back"'}, over="10m") + " > 0",
             wait="0s",
             severity="ticket",
             summary="A release of {{ $labels.model }} was rolled back",

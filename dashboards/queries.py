@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from cluster.metrics import CALLERS_FAULT, REQUESTS, STEP_SECONDS, Kind, Metric
+from cluster.metrics import CALLERS_FAULT, REQUESTS, STEP_SECONDS, TABLE_REVISION, Kind, Metric
 
 __all__ = [
-    "ENVIRONMENT", "count", "failed_attempts", "failed_requests", "gauge", "mean", "quantile", "rate", "share",
+    "ENVIRONMENT", "count", "failed_attempts", "failed_requests", "gauge", "mean", "quantile", "rare", "rate", "share",
     "spread",
 ]  # fmt: skip
 
@@ -34,6 +34,20 @@ def count(metric: Metric, *, by: Iterable[str] = (), where: Where | None = None,
     _must_be(metric, Kind.COUNTER, Kind.HISTOGRAM)
     suffix = "_count" if metric.kind is Kind.HISTOGRAM else ""
     return _sum(metric, by, f"increase({_series(metric, suffix, where)}[{over}])")
+
+
+def rare(metric: Metric, *, by: Iterable[str] = (), where: Where | None = None, over: str) -> str:
+    """As `count`, of what happens seldom: the first event of a series counts too.
+
+    A series is born with its first event, and `increase` sees no growth from nothing to one. Born means that headrace
+    was seen at the span's beginning and the series was not; without the former, a pause of Prometheus would look like
+    many events.
+    """
+    _must_be(metric, Kind.COUNTER)
+    series = _series(metric, "", where)
+    seen = f"{TABLE_REVISION.exported} offset {over}"
+    born = f"({series} unless {series} offset {over}) and on ({ENVIRONMENT}) {seen}"
+    return _sum(metric, by, f"increase({series}[{over}]) > 0 or {born}")
 
 
 def quantile(q: float, metric: Metric, *, by: Iterable[str] = (), where: Where | None = None, over: str) -> str:

@@ -42,7 +42,7 @@ def dashboard() -> Dashboard:
             over_time(
                 "Decisions",
                 lines(
-                    q.count(m.RELEASE_DECISIONS, by=("model", "decision"), where=_WHERE, over=_OVER),
+                    q.rare(m.RELEASE_DECISIONS, by=("model", "decision"), where=_WHERE, over=_OVER),
                     "{{model}} {{decision}}",
                 ),
                 unit="short",

@@ -11,6 +11,7 @@ from fastapi.responses import StreamingResponse
 
 from serve_apps.http import oip, openai
 from serve_apps.http import schemas as s
+from serve_apps.http.console_page import add_console
 from serve_apps.http.deps import Caller, require
 from serve_apps.http.docs_page import add_docs
 from serve_apps.http.document import complete
@@ -56,6 +57,7 @@ def build_app(
     app.state.table = lambda: router.table
     install_problem_handlers(app)
     add_docs(app)
+    add_console(app)
     app.include_router(_oip_routes(router))
     app.include_router(_openai_routes(router))
     app.include_router(_own_routes(router))

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 from cluster.errors import HeadraceError, InternalError, TooLarge
+from serve_apps.http.console_page import CONSOLE_PATH
 from serve_apps.http.deps import CLUSTER, authenticate, require_role
 from serve_apps.http.docs_page import DOCS_PATHS
 from serve_apps.http.document import OPEN
@@ -29,7 +30,7 @@ Find = Callable[[str], Lane | None]
 
 TRUSTED = "headrace.trusted"
 """Scope key of calls that came over a Serve handle. No HTTP client can set it."""
-_OPEN = DOCS_PATHS.union(OPEN)
+_OPEN = DOCS_PATHS.union(OPEN, (CONSOLE_PATH,))
 _UPLOADS = "/workflows/"
 _WATCH_AFTER_S = 0.05
 

@@ -19,7 +19,7 @@ from serve_apps.testing import FakeHosts, api_key, model_entry, table_of
 
 OPEN = {
     "/healthz", "/v2/health/live", "/v2/health/ready", "/openapi.json",
-    "/docs", "/docs/swagger-ui-bundle.js", "/docs/swagger-ui.css", "/docs/favicon.png",
+    "/console", "/docs", "/docs/swagger-ui-bundle.js", "/docs/swagger-ui.css", "/docs/favicon.png",
 }  # fmt: skip
 """What needs no key; a path that is added here is a decision."""
 
