@@ -102,7 +102,9 @@ def _lost(error: Exception, url: str) -> Unavailable | DeadlineExceeded:
     import httpx
 
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
-        return Unavailable(f"nothing answers at {url} ({error}): is the cluster up? `headrace status`")
+        return Unavailable(
+            f"nothing answers at {url} ({error}): is the cluster up? `headrace up` starts one, --url names another"
+        )
     if isinstance(error, httpx.TimeoutException):
         return DeadlineExceeded(f"{url} did not answer in time")
     return Unavailable(f"the connection to {url} broke: {type(error).__name__}: {error}")

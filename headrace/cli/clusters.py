@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from contextlib import redirect_stdout
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cluster.errors import HeadraceError
 from headrace.cli.context import Json, shared
 from headrace.cli.output import ago, note, print_json, print_table, say
+
+if TYPE_CHECKING:
+    from cluster.config.models import Config
 
 __all__ = ["add_to"]
 
@@ -66,8 +71,16 @@ def up(
         else:
             if running.dashboard:
                 note(f"Ray jobs: export RAY_ADDRESS={running.dashboard} RAY_AUTH_MODE=token")
-            say("try: headrace models · headrace infer MODEL TEXT · headrace run WORKFLOW · headrace down")
+            if shutil.which("headrace", path=state.env.get("PATH")) is None:
+                note(f"first: source {Path(sys.executable).parent / 'activate'}")
+            say(f"try: headrace status · {_example(loaded.config)} · headrace workflows · headrace down")
     raise typer.Exit(1 if failed else 0)
+
+
+def _example(config: Config) -> str:
+    """A request that some model or route of this environment takes as it is typed."""
+    texts = [*config.routes, *(name for name, model in config.models.items() if model.task in ("chat", "embedding"))]
+    return f'headrace infer {texts[0]} "hello"' if texts else "headrace models"
 
 
 def down(json: Json = False) -> None:

@@ -90,10 +90,12 @@ def _check_environments(state: Shared, every: bool, no_secrets: bool) -> tuple[l
     directory = state.configs or find_config_dir(state.env, Path.cwd())
     there = [name for name in ENVIRONMENTS if (directory / f"{name}.yaml").is_file()]
     chosen = state.environment or state.env.get("HEADRACE_ENV") or "dev"
-    problems: list[Problem] = []
+    found: dict[Problem, list[str]] = {}
     checked: list[str] = []
     hints: list[str] = []
-    for name in there if every else [chosen]:
+    names = there if every else [chosen]
+    for name in names:
+        problems: list[Problem] = []
         one = Shared(state.env, name, directory, state.flags if name == chosen else {})
         try:
             loaded = one.load(unset="keep" if no_secrets or (every and name != chosen) else "error")
@@ -102,6 +104,7 @@ def _check_environments(state: Shared, every: bool, no_secrets: bool) -> tuple[l
             checked.append(name)
             # What is wrong in the workflows themselves can be told all the same.
             problems += _workflow_problems(directory / WorkflowsConfig().dir, None, directory.parent)
+            _collect(found, problems, name)
             continue
         checked.append(f"{name} ({len(loaded.config.models)} models, {len(loaded.config.routes)} routes)")
         problems += _check_references(loaded)
@@ -110,7 +113,20 @@ def _check_environments(state: Shared, every: bool, no_secrets: bool) -> tuple[l
         if name == chosen:
             checked.append(f"{len(list(folder.glob(f'*/{WORKFLOW_FILE}')))} workflows")
         hints += _rule_hints(loaded, state)
-    return sorted(set(problems)), checked, hints
+        _collect(found, problems, name)
+    return sorted(_in_which(problem, where, names) for problem, where in found.items()), checked, hints
+
+
+def _collect(found: dict[Problem, list[str]], problems: list[Problem], environment: str) -> None:
+    for problem in dict.fromkeys(problems):
+        found.setdefault(problem, []).append(environment)
+
+
+def _in_which(problem: Problem, where: list[str], checked: list[str]) -> Problem:
+    """The problem, with the environments that have it where that is neither all of them nor said by the file's name."""
+    if len(where) == len(checked) or Path(problem.file).stem in checked:
+        return problem
+    return replace(problem, message=f"{problem.message} [in {' and '.join(where)}]")
 
 
 def _workflow_problems(folder: Path, config: Config | None, project: Path) -> list[Problem]:

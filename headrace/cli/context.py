@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,6 +56,9 @@ class Shared:
         if self.transport is not None:
             return Client(transport=self.transport)
         found = find_connection(self.env, url=self.url, environment=self.environment)
+        if found.url is None:
+            # Inside a Ray job, Serve tells of each handle that is made. A filter: Serve sets the level itself.
+            logging.getLogger("ray.serve").addFilter(lambda record: record.levelno >= logging.WARNING)
         transport: Transport = (
             HandleTransport(timeout_s=timeout_s)
             if found.url is None

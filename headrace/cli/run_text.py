@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import sys
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from headrace.progress import waits_for
 if TYPE_CHECKING:
     from headrace.results import Run
 
-__all__ = ["show_plan", "show_result", "show_run", "show_runs"]
+__all__ = ["first_file", "show_plan", "show_result", "show_run", "show_runs"]
 
 
 def show_runs(listed: list[Run]) -> None:
@@ -62,13 +63,34 @@ def show_result(ended: Run) -> None:
             note(f"the output has {ended.raw['output_bytes']} bytes: headrace output {ended.id}")
             return
         say(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=2))
+        found = first_file(value)
+        if found is not None:
+            note(f"save a file: headrace output {ended.id} {shlex.quote(found[0])} -o {shlex.quote(found[1])}")
         return
-    why = _message(ended)
-    note(f"{ended.id}: {ended.state}" + (f": {why}" if why else ""))
+    reason = ended.raw.get("reason")
+    note(f"{ended.id}: {ended.state}" + (f": {reason}" if reason else ""))
     for line in _failures(ended):
         note(line)
     if ended.state == "FAILED":
-        note(f"what it printed: headrace logs {ended.id}; go on from where it stopped: headrace resume {ended.id}")
+        note(f"what it printed:              headrace logs {ended.id}")
+        note(f"go on from where it stopped:  headrace resume {ended.id}")
+
+
+def first_file(value: Any, pointer: str = "") -> tuple[str, str] | None:
+    """Where (a JSON Pointer, RFC 6901) the first file stands in an output, and its name; None when there is none."""
+    if isinstance(value, Mapping):
+        if isinstance(value.get("$blob"), str) and value.get("name"):
+            return pointer, str(value["name"])
+        parts = [(str(key).replace("~", "~0").replace("/", "~1"), item) for key, item in value.items()]
+    elif isinstance(value, list):
+        parts = [(str(index), item) for index, item in enumerate(value)]
+    else:
+        return None
+    for part, item in parts:
+        found = first_file(item, f"{pointer}/{part}")
+        if found is not None:
+            return found
+    return None
 
 
 def _failures(run: Run) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from collections.abc import Sequence
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -37,18 +39,23 @@ def list_workflows(context: typer.Context, json: Json = False) -> None:
     if json:
         print_json({"workflows": found})
         return
+    headers = ["workflow", "version", "steps", "inputs", "description"]
+    terminal = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     rows = [
         [
             item.get("name"),
             str(item.get("digest") or "")[:12],
             len(item.get("steps") or []) or None,
             ", ".join(item.get("inputs") or {}) or None,
-            short(item.get("description") or "", 60),
+            short(item.get("description") or "", 60 if terminal else 1000),
         ]
         for item in found
     ]
+    if terminal is not None and terminal < 100:
+        # Where it is narrow, what to type and what it takes: `headrace workflows show NAME` says the rest.
+        headers, rows = [headers[0], headers[3]], [[row[0], row[3]] for row in rows]
     print_table(
-        ["workflow", "version", "steps", "inputs", "description"],
+        headers,
         rows,
         empty="no workflows are registered: headrace workflows register",
     )

@@ -104,3 +104,20 @@ def test_verify_looks_for_the_runs_that_were_acknowledged(capsys: Capture, tmp_p
     code, _, err = call(capsys, None, "verify", f"file://{bucket}", "--acknowledged", str(tmp_path / "none"))
     assert code == 2
     assert "--acknowledged" in err
+
+
+def test_validate_all_says_in_which_environments_a_workflow_is_wrong(capsys: Capture, tmp_path: Path) -> None:
+    """A model that only dev has is told as missing in the others, by name."""
+    workflow = tmp_path / "workflows" / "w"
+    workflow.mkdir(parents=True)
+    for name in ("staging", "prod"):
+        (tmp_path / f"{name}.yaml").write_text(f"environment: {name}\ncluster: {{address: auto}}\n")
+    (tmp_path / "dev.yaml").write_text("models: {shout: {provider: python, class: 'json:JSONDecoder'}}\n")
+    (workflow / "workflow.yaml").write_text(
+        "workflow:\n  name: w\n  steps:\n    - {id: a, type: model_inference, model: shout, input: hello}\n"
+    )
+    code, out, err = call(capsys, None, "--configs", str(tmp_path), "validate", "--all", "--no-secrets")
+    assert code == 2
+    assert "there is no model or route 'shout'" in err
+    assert err.rstrip().endswith("[in staging and prod]")
+    assert "1 problem(s)" in out
