@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from cluster.config.environments import Evidence, RuleOverride, broken_rules, content_fingerprint, enforce
@@ -14,7 +14,7 @@ from serve_apps.control import events as e
 from serve_apps.control.checks import MoveChecks
 from serve_apps.control.core import Core
 from serve_apps.control.payload import Payload
-from serve_apps.control.plan import Change, plan, semver, settings_of
+from serve_apps.control.plan import Change, mentions, plan, semver, settings_of
 from serve_apps.control.state import Deployment, Instance, ModelState, VersionState
 from serve_apps.control.tables import model_config, model_target
 from serve_apps.router.rules import compile_route
@@ -237,6 +237,8 @@ class Deployments:
                 return [fact], line
             line["why"] += " (as soon as all of them are ready)"
             return [e.WeightsPlanned(**fact.model_dump(include={"at", "model", "weights", "mirror"}))], line
+        if change.kind == "retire" and not version:
+            return [e.ModelRemoved(at=now, model=model)], line
         if change.kind == "retire":
             self._check_retire(model, version, force=False)
             return [e.VersionRemoved(at=now, model=model, version=version, reason=change.why)], line
@@ -282,7 +284,7 @@ class Deployments:
     def _check_unused(self, name: str) -> None:
         """A model that a route or another model's fallback names stays."""
         settings = self._core.state.settings or {}
-        users = [f"route {route}" for route, config in settings.get("routes", {}).items() if _mentions(config, name)]
+        users = [f"route {route}" for route, config in settings.get("routes", {}).items() if mentions(config, name)]
         users += [
             f"{other}'s fallback"
             for other, model in self._core.state.models.items()
@@ -331,18 +333,6 @@ def content_of(config: dict[str, Any], instance: Instance, version: str) -> str:
     """The fingerprint under which a promotion is recorded (`cluster.config.environments.content_fingerprint`)."""
     wire = {"models": {"m": {**config, "traffic": {}, "mirror": {}, "versions": {version: instance.config}}}}
     return content_fingerprint(from_wire(wire).models["m"].versions[version])
-
-
-def _mentions(config: Any, name: str) -> bool:
-    if isinstance(config, Mapping):
-        return (
-            config.get("model") == name
-            or config.get("default") == name
-            or any(_mentions(value, name) for value in config.values())
-        )
-    if isinstance(config, Sequence) and not isinstance(config, str):
-        return any(_mentions(value, name) for value in config)
-    return False
 
 
 def _overrides(payload: Payload) -> list[RuleOverride]:

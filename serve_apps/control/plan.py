@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -14,7 +14,9 @@ from cluster.signature import version_problem
 from serve_apps.control.state import ControlState, ModelState
 from serve_apps.control.tables import model_config
 
-__all__ = ["Change", "initial_weights", "own_config", "plan", "semver", "settings_of", "version_fingerprint"]
+__all__ = [
+    "Change", "initial_weights", "mentions", "own_config", "plan", "semver", "settings_of", "version_fingerprint",
+]  # fmt: skip
 
 _NO_RESTART = {"golden", "cost_per_request", "timeout_s", "start_timeout_s"}
 """Settings of a version that the control plane and the routers use, and the host does not."""
@@ -109,12 +111,41 @@ def plan(
             changes += _plan_model(state, name, config, prune)
     if only is None:
         for name in sorted(state.models.keys() - wanted.models.keys()):
-            kind: Literal["retire", "unmanaged"] = "retire" if prune else "unmanaged"
+            if prune:
+                changes.append(_retirement(state, wanted, name))
+                continue
             changes += [
-                Change(kind=kind, model=name, version=version, why="it is not in the configuration")
+                Change(kind="unmanaged", model=name, version=version, why="it is not in the configuration")
                 for version in sorted(state.models[name].versions, key=semver)
             ]
     return changes
+
+
+def _retirement(state: ControlState, wanted: Config, name: str) -> Change:
+    """A whole model leaves, traffic or not: that the file does not have it any more is what `prune` asks about."""
+    release = state.release_of(name)
+    if release is not None:
+        raise Conflict(f"{name} has the release {release.id} in progress: promote it or roll it back first")
+    users = [f"route {route}" for route, config in wanted.routes.items() if mentions(config.model_dump(), name)]
+    users += [f"{other}'s fallback" for other, model in wanted.models.items() if name in model.fallback]
+    if users:
+        raise Conflict(f"{name} is not in the configuration, but {', '.join(users)} uses it")
+    versions = ", ".join(sorted(state.models[name].versions, key=semver))
+    return Change(kind="retire", model=name, why=f"it is not in the configuration (all its versions: {versions})")
+
+
+def mentions(config: Any, name: str) -> bool:
+    """Whether a route's configuration, or a part of it, sends something to `name`."""
+    if isinstance(config, Mapping):
+        return (
+            config.get("model") == name
+            or config.get("default") == name
+            or name in (config.get("candidates") or ())
+            or any(mentions(value, name) for value in config.values())
+        )
+    if isinstance(config, Sequence) and not isinstance(config, str):
+        return any(mentions(value, name) for value in config)
+    return False
 
 
 def _settings_why(before: Mapping[str, Any] | None, after: Mapping[str, Any]) -> str:

@@ -226,6 +226,57 @@ async def test_a_model_in_use_by_a_route_cannot_be_retired(plane: ControlPlane) 
         await plane.call("retire", {"model": "echo", "force": True})
 
 
+async def test_a_model_among_adaptive_candidates_cannot_be_retired(plane: ControlPlane) -> None:
+    """A route that chooses by figures uses all of its candidates."""
+    models = {"m": {"versions": {"1.0.0": version()}}}
+    routes = {"r": {"adaptive": {"candidates": ["m"]}}}
+    await plane.call("deploy", {"config": config(models, routes=routes)})
+    with pytest.raises(Conflict, match="route r"):
+        await plane.call("retire", {"model": "m", "force": True})
+
+
+async def test_prune_retires_what_the_file_has_no_longer(world: World, plane: ControlPlane) -> None:
+    """A model that left the file goes whole, traffic or not; a version without traffic goes alone; the rest stays."""
+    one = {"versions": {"1.0.0": version()}, "traffic": {"1.0.0": 100}}
+    both = {"versions": {"1.0.0": version(), "1.1.0": version(seed=1)}, "traffic": {"1.0.0": 100}}
+    await plane.call("deploy", {"config": config({"a": both, "b": one})})
+    await settle(plane)
+    left = {"config": config({"a": one})}
+    rows = (await plane.call("plan", left))["changes"]
+    assert [(row["kind"], row["model"], row.get("version")) for row in rows] == [
+        ("unmanaged", "a", "1.1.0"),
+        ("unmanaged", "b", "1.0.0"),
+    ]
+    rows = (await plane.call("plan", {**left, "prune": True}))["changes"]
+    assert [(row["kind"], row["model"], row.get("version")) for row in rows] == [
+        ("retire", "a", "1.1.0"),
+        ("retire", "b", None),
+    ]
+    assert (await plane.call("deploy", {**left, "prune": True}))["state"] == "done"
+    assert set(plane.table().models) == {"a"}
+    assert set(plane.table().models["a"].versions) == {"1.0.0"}
+    world.clock.advance(10)
+    await settle(plane)
+    assert sorted(world.deployer.deleted) == ["a-1.1.0", "b-1.0.0"]
+
+
+async def test_prune_takes_away_nothing_that_is_in_use(plane: ControlPlane) -> None:
+    """A model in a release, or one that the file's own routes or fallbacks still name, stays."""
+    b = {"versions": {"1.0.0": version(), "1.1.0": version(seed=1)}, "traffic": {"1.0.0": 100}}
+    await plane.call("deploy", {"config": config({"a": {"versions": {"1.0.0": version()}}, "b": b})})
+    await settle(plane)
+    for changes, models in (
+        ({"routes": {"r": {"default": "b"}}}, {"a": {"versions": {"1.0.0": version()}}}),
+        ({}, {"a": {"versions": {"1.0.0": version()}, "fallback": ["b"]}}),
+    ):
+        with pytest.raises(Conflict, match="uses it"):
+            await plane.call("deploy", {"config": config(models, **changes), "prune": True})
+    await plane.call("release_start", {"model": "b", "candidate": "1.1.0"})
+    with pytest.raises(Conflict, match="release"):
+        await plane.call("deploy", {"config": config({"a": {"versions": {"1.0.0": version()}}}), "prune": True})
+    assert set(plane.table().models) == {"a", "b"}
+
+
 async def test_a_model_that_is_a_fallback_cannot_be_retired(plane: ControlPlane) -> None:
     """Nor can it when the fallback names one version of it."""
     caller = {"versions": {"1.0.0": version()}, "fallback": ["echo@1.0.0"]}
