@@ -13,6 +13,7 @@ from cluster.errors import HeadraceError, InvalidInput, NotFound, TooLarge
 from serve_apps.http.exchange import Exchange, Reply, decision_headers, error_reply
 from serve_apps.http.oip_decode import decode
 from serve_apps.http.oip_encode import encode
+from serve_apps.http.oip_extensions import not_offered
 from serve_apps.router.decide import Call, CompiledModel, unknown_model
 from serve_apps.router.service import Router
 
@@ -122,6 +123,8 @@ def server_ready(router: Router) -> bool:
 
 def metadata_of(router: Router, name: str, version: str | None) -> dict[str, Any]:
     """`GET /v2/models/{name}[/versions/{version}]`. Raises NotFound."""
+    if name == "stats" and name not in router.compiled.models and (refused := not_offered("/v2/models/stats")):
+        raise refused  # Triton's statistics of all models have the path of a model
     model, entry = find(router, name, version)
     if model is None:
         return {"name": name, "versions": [], "platform": "headrace_route", "inputs": [], "outputs": []}

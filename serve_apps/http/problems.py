@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 
 from cluster.errors import HeadraceError, InternalError, InvalidInput, NotFound
 from serve_apps.http.json_text import dumps
+from serve_apps.http.oip_extensions import not_offered
 
 __all__ = ["body_of", "from_status", "headers_of", "install_problem_handlers", "media_type_of", "response_of"]
 
@@ -114,9 +115,11 @@ class _HttpError(HeadraceError):
 def from_status(status: int, detail: str, *, method: str, path: str, allow: str | None = None) -> HeadraceError:
     """The framework's own refusals (unknown path, wrong method, …) as headrace errors."""
     if status == 404:
-        return NotFound(f"no such path: {method} {path}; GET /docs lists what there is")
+        return not_offered(path) or NotFound(f"no such path: {method} {path}; GET /docs lists what there is")
     if status == 405:
-        return _MethodNotAllowed(f"{method} is not allowed on {path}", details={"allow": allow} if allow else None)
+        return not_offered(path) or _MethodNotAllowed(
+            f"{method} is not allowed on {path}", details={"allow": allow} if allow else None
+        )
     error = (InvalidInput if status == 400 else _HttpError)(detail or f"HTTP {status}")
     if error.status != status:
         error.status = status  # type: ignore[misc]  # the instance carries the framework's own status

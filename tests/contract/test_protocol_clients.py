@@ -234,8 +234,15 @@ def test_triton_metadata_and_health(client: Any) -> None:
         (lambda c: c.infer("mixed", inputs(True)), "401", "API key"),
         (lambda c: c.infer("mixed", inputs(True), headers=key(), sequence_id=7), "400", "sequences"),
         (lambda c: c.get_model_metadata("nope", headers=key()), "404", "no model"),
-        (lambda c: c.get_inference_statistics(headers=key()), "404", "no such path|no model"),
-        (lambda c: c.register_system_shared_memory("a", "/k", 8, headers=key()), "404", "no such path"),
+        (lambda c: c.get_inference_statistics(headers=key()), "404", "statistics .* not offered.* Prometheus"),
+        (lambda c: c.get_inference_statistics("mixed", "1.0.0", headers=key()), "404", "statistics .* not offered"),
+        (lambda c: c.get_model_config("mixed", headers=key()), "404", "configuration .* not offered.* metadata"),
+        (lambda c: c.load_model("mixed", headers=key()), "400", "headrace deploy"),
+        (lambda c: c.unload_model("mixed", headers=key()), "400", "headrace retire"),
+        (lambda c: c.get_trace_settings("mixed", headers=key()), "404", "trace .* not offered"),
+        (lambda c: c.update_log_settings({"log_info": True}, headers=key()), "404", "logging .* not offered"),
+        (lambda c: c.register_system_shared_memory("a", "/k", 8, headers=key()), "404", "shared memory is not offered"),
+        (lambda c: c.get_cuda_shared_memory_status(headers=key()), "404", "shared memory is not offered"),
     ],
 )
 def test_triton_errors(client: Any, ask: Any, status: str, words: str) -> None:
