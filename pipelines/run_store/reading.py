@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import orjson
 
 from cluster.errors import InvalidInput, NotFound, ObjectNotFound
+from cluster.names import run_id as make_run_id
 from pipelines.engine.plan import Plan
 from pipelines.executor.log_keys import run_prefix
 from pipelines.run_store.history import History
@@ -227,26 +228,28 @@ class RunReader:
     async def _rows(self, before: str | None, since: str) -> AsyncIterator[dict[str, Any]]:
         """Summaries of runs in memory and in the archive, newest first; memory wins."""
         kernel = self.kernel
-        live = [entry.id for entry in kernel.memory.newest(before=before, since=since)]
+        live = kernel.memory.newest(before=before, since=since)
         position = 0
         async for archived in kernel.memory.archive.rows(before=before, since=since):
             key = order_key(archived["id"])
-            while position < len(live) and order_key(live[position]) > key:
+            while position < len(live) and live[position] > key:
                 if (row := await self._row(live[position])) is not None:
                     yield row
                 position += 1
-            if position < len(live) and order_key(live[position]) == key:
+            if position < len(live) and live[position] == key:
                 continue
             yield archived
-        for run_id in live[position:]:
-            if (row := await self._row(run_id)) is not None:
+        for at in range(position, len(live)):
+            if (row := await self._row(live[at])) is not None:
                 yield row
 
-    async def _row(self, run_id: str) -> dict[str, Any] | None:
+    async def _row(self, ulid: str) -> dict[str, Any] | None:
         """The summary of a run that was in memory when a list began, and may have gone to the archive since."""
-        if run_id in self.kernel.engine:
-            return self.kernel.engine.summary(run_id)
-        return await self.kernel.memory.archive.row(run_id)
+        kernel = self.kernel
+        run_id = kernel.memory.run_with(ulid) or make_run_id(kernel.shard, ulid)
+        if run_id in kernel.engine:
+            return kernel.engine.summary(run_id)
+        return await kernel.memory.archive.row(run_id)
 
     def _finish_view(self, view: dict[str, Any]) -> dict[str, Any]:
         """The engine's view plus what the run store knows; what it attached for itself is not shown."""

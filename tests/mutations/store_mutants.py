@@ -62,7 +62,7 @@ STORE_MUTANTS = (
         name="list-misses-what-is-archived",
         invariant="nothing_lost",
         file="pipelines/run_store/reading.py",
-        old="        return await self.kernel.memory.archive.row(run_id)\n",
+        old="        return await kernel.memory.archive.row(run_id)\n",
         new="        return None\n",
         tests=("tests/unit/run_store/test_lists.py",),
     ),
