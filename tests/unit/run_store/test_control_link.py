@@ -146,7 +146,7 @@ def sleeping(wakes: bool) -> Any:
 
 
 async def test_a_run_that_begins_tells_which_sleeping_model_it_will_call() -> None:
-    """At its submit, long before the step; not of models that never sleep. A control plane that is away harms nobody."""
+    """At its submit, long before the step; not of models that never sleep. One that is away harms nobody."""
     control = PlayedControl()
     async with StoreFactory().running(FakeExecutor()) as store, linked(store, control):
         for model in ("idle", "busy"):
