@@ -272,6 +272,14 @@ class Supervisor:
         for app, since in self._core.state.drains.items():
             if now - since < self._drain_s:
                 continue
+            if (launch := self._launches.get(app)) is not None:
+                # It is being started still, or was when the statuses were read. Forgotten now, it would run for ever.
+                if launch.done():
+                    del self._launches[app]
+                    if (error := launch.exception()) is not None:
+                        _log.info("%s, which is not wanted any more, could not be started: %s", app, error)
+                    self._core.wake.set()
+                continue
             task = self._deleting.get(app)
             if task is None and app in statuses and statuses[app].state != "deleting":
                 self._deleting[app] = asyncio.create_task(self._core.deployer.delete(app), name=f"delete {app}")

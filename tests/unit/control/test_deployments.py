@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 
 from cluster.errors import Conflict, CorruptObject, Fenced, Forbidden, InvalidConfig, InvalidInput, NotFound
 from serve_apps.control.actor import check_same_bucket
-from serve_apps.control.ports import AppStatus
+from serve_apps.control.ports import AppSpec, AppStatus
 from serve_apps.control.service import ControlPlane
+from serve_apps.control.testing import FakeDeployer
 
 from .conftest import World, config, settle, version
 
@@ -215,6 +217,35 @@ async def test_retiring_takes_the_version_out_and_deletes_it_later(world: World,
     await plane.call("deploy", {"config": config(TWO)})
     await settle(plane)
     assert world.deployer.deployed[-1] == "echo-1.1.0-g2", "names of retired applications do not come back"
+
+
+class SlowStart(FakeDeployer):
+    """Takes an application only once `go` is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go = asyncio.Event()
+
+    async def deploy(self, spec: AppSpec) -> None:
+        await self.go.wait()
+        await super().deploy(spec)
+
+
+async def test_a_version_retired_while_it_is_being_started_does_not_stay_behind(world: World) -> None:
+    """An application that the cluster takes only after its version has gone is deleted all the same."""
+    deployer = world.deployer = SlowStart()
+    plane = world.owner()
+    await plane.call("deploy", {"config": config({"m": {"versions": {"1.0.0": version()}}})})
+    await settle(plane)
+    await plane.call("retire", {"model": "m", "force": True})
+    world.clock.advance(10)
+    await settle(plane)
+    assert "m-1.0.0" in plane.core.state.drains
+    deployer.go.set()
+    await settle(plane)
+    assert deployer.deployed == deployer.deleted == ["m-1.0.0"]
+    assert (deployer.apps, plane.core.state.drains) == ({}, {})
+    await plane.close()
 
 
 async def test_a_model_in_use_by_a_route_cannot_be_retired(plane: ControlPlane) -> None:
