@@ -188,6 +188,9 @@ class RunStore(RunReader):
         try:
             value = await _stored(self._spilled(given))
             await _stored(self._keep_files(value))
+            if run_id in kernel.engine:
+                # The same submit was sent again while this one stored its input.
+                return await self._twin(run_id, key)
             future = kernel.decide(
                 lambda: kernel.engine.submit(
                     str(request["workflow"]),
@@ -417,6 +420,14 @@ class RunStore(RunReader):
         except ValueError as error:
             raise InvalidInput(f"{identifier!r} is not a run id: {error}") from None
         return identifier
+
+    async def _twin(self, run_id: str, key: str | None) -> dict[str, Any]:
+        """The answer to a submit that came twice with one run id."""
+        if key is not None:
+            self.kernel.memory.keys.settle(key)
+        known = await self._known_run(run_id)
+        assert known is not None
+        return {**known, "created": False}
 
     async def _known_run(self, run_id: str) -> dict[str, Any] | None:
         """The run with this id, when the same submit came before (its answer was lost on the way)."""

@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from cluster.clock import SystemIds
 from cluster.errors import (
     Conflict,
     Forbidden,
@@ -17,6 +18,7 @@ from cluster.errors import (
     TooLarge,
     Unprocessable,
 )
+from cluster.names import run_id as make_run_id
 from cluster.storage.testing import MemoryBucket
 from pipelines.executor.testing import FakeExecutor
 from pipelines.run_store.outbound import OutboundPolicy
@@ -43,6 +45,23 @@ async def test_the_same_key_gives_the_same_run() -> None:
         assert not again["created"]
         with pytest.raises(Unprocessable):
             await store.submit({**request, "input": 2})
+
+
+async def test_a_submit_sent_twice_while_its_input_is_stored_is_one_run() -> None:
+    """A caller whose answer is late repeats it under the same run id; both are told of the same run."""
+    bucket = HeldBucket()
+    async with StoreFactory(bucket=bucket).running() as store:
+        await store.register({"workflow": TWO_STEPS})
+        run_id = make_run_id(0, SystemIds().ulid())
+        request = {"workflow": "two", "input": {"text": "x" * 70_000}, "run_id": run_id}
+        bucket.gate.clear()
+        both = [asyncio.create_task(store.submit(request)) for _ in range(2)]
+        await asyncio.sleep(0.01)
+        bucket.gate.set()
+        answers = await asyncio.gather(*both)
+        assert [answer["id"] for answer in answers] == [run_id, run_id]
+        assert sorted(answer["created"] for answer in answers) == [False, True]
+        await wait_ended(store, run_id)
 
 
 async def test_a_repeat_while_the_first_is_in_flight_is_a_conflict() -> None:
