@@ -14,7 +14,7 @@ from serve_apps.http.exchange import Exchange, Reply, decision_headers, error_re
 from serve_apps.http.oip_decode import decode
 from serve_apps.http.oip_encode import encode
 from serve_apps.http.oip_extensions import not_offered
-from serve_apps.router.decide import Call, CompiledModel, unknown_model
+from serve_apps.router.decide import Call, CompiledModel, split_name, unknown_model
 from serve_apps.router.service import Router
 
 __all__ = ["infer", "metadata_of", "model_ready", "repository_index", "server_metadata", "server_ready"]
@@ -81,6 +81,7 @@ async def infer(router: Router, exchange: Exchange, model: str, version: str | N
 
 
 def _signature_hint(router: Router, name: str, version: str | None) -> Signature | None:
+    name, version = _named(name, version)
     model = router.compiled.models.get(name)
     if model is None or not model.by_version:
         return None
@@ -131,7 +132,7 @@ def metadata_of(router: Router, name: str, version: str | None) -> dict[str, Any
     signature = entry.signature if entry is not None else None
     return {
         "name": name,
-        "versions": [version] if version else sorted(model.by_version),
+        "versions": [wanted] if (wanted := _named(name, version)[1]) else sorted(model.by_version),
         "platform": f"headrace_{model.config.task}",
         "inputs": [_tensor(n, spec) for n, spec in signature.inputs.items()] if signature else [],
         "outputs": [_tensor(n, spec) for n, spec in signature.outputs.items()] if signature else [],
@@ -143,18 +144,23 @@ def model_ready(router: Router, name: str, version: str | None) -> bool:
     model, entry = find(router, name, version)
     if model is None:
         return True
-    entries = [entry] if version and entry is not None else [model.by_version[v] for v, _ in model.pairs]
+    entries = (
+        [entry] if _named(name, version)[1] and entry is not None else [model.by_version[v] for v, _ in model.pairs]
+    )
     return any(e.ready and not e.ejected for e in entries)
 
 
 def find(router: Router, name: str, version: str | None) -> tuple[CompiledModel | None, Any]:
     """The model and the version's entry (the heaviest one without `version`); (None, None) for a route."""
+    name, version = _named(name, version)
     model = router.compiled.models.get(name)
     if model is None:
-        if name in router.compiled.routes and not version:
-            return None, None
+        if name in router.compiled.routes:
+            if not version:
+                return None, None
+            raise NotFound(f"'{name}' is a route: versions are those of the models that it chooses")
         raise unknown_model(router.compiled, name)
-    if version:
+    if version is not None:
         entry = model.by_version.get(version)
         if entry is None:
             known = ", ".join(sorted(model.by_version)) or "none"
@@ -162,6 +168,12 @@ def find(router: Router, name: str, version: str | None) -> tuple[CompiledModel 
         return model, entry
     heaviest = max(model.pairs, key=lambda pair: pair[1])[0] if model.pairs else None
     return model, model.by_version[heaviest] if heaviest else None
+
+
+def _named(name: str, version: str | None) -> tuple[str, str | None]:
+    """Model and version of a path; the version may stand in the name, as it may in every request."""
+    bare, given = split_name(name)
+    return bare, given if version is None else version
 
 
 def _tensor(name: str, spec: TensorSpec) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import orjson
 from cluster.errors import HeadraceError, InternalError, InvalidInput, ModelError
 from serve_apps.http.exchange import Exchange, Pieces, Reply, StreamReply, decision_headers, error_reply, json_object
 from serve_apps.http.json_text import dumps
+from serve_apps.http.oip import find
 from serve_apps.http.openai_request import (
     chat_call,
     completion_call,
@@ -29,7 +30,7 @@ from serve_apps.http.openai_request import (
 from serve_apps.http.problems import body_of
 from serve_apps.protocol import InferResult, StreamChunk
 from serve_apps.router.answers import StreamAnswer
-from serve_apps.router.decide import Call, unknown_model
+from serve_apps.router.decide import Call
 from serve_apps.router.service import Router
 
 __all__ = ["chat_completions", "completions", "embeddings", "model", "models"]
@@ -47,8 +48,7 @@ def models(router: Router) -> dict[str, Any]:
 
 def model(router: Router, name: str) -> dict[str, Any]:
     """`GET /v1/models/{model}`. Raises NotFound."""
-    if name not in router.compiled.models and name not in router.compiled.routes:
-        raise unknown_model(router.compiled, name)
+    find(router, name, None)
     return _card(name)
 
 

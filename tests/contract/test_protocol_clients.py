@@ -215,7 +215,10 @@ def test_triton_metadata_and_health(client: Any) -> None:
     assert client.is_server_ready(headers=key())
     assert client.is_model_ready("mixed", headers=key())
     assert client.is_model_ready("mixed", "2.0.0", headers=key())
+    assert client.is_model_ready("mixed@2.0.0", headers=key())
+    assert client.get_model_metadata("mixed@2.0.0", headers=key())["versions"] == ["2.0.0"]
     assert not client.is_model_ready("mixed", "9.0.0", headers=key())
+    assert not client.is_model_ready("mixed@9.0.0", headers=key())
     assert client.get_server_metadata(headers=key())["name"] == "headrace"
     assert "binary_tensor_data" in client.get_server_metadata(headers=key())["extensions"]
     metadata = client.get_model_metadata("mixed", headers=key())
@@ -270,6 +273,9 @@ def test_openai_models(sdk: openai.OpenAI) -> None:
     assert sdk.models.retrieve("chat").id == "chat"
     with pytest.raises(openai.NotFoundError, match="no model or route"):
         sdk.models.retrieve("nope")
+    assert sdk.models.retrieve("mixed@2.0.0").id == "mixed@2.0.0"
+    with pytest.raises(openai.NotFoundError, match=r"no version '9\.0\.0'"):
+        sdk.models.retrieve("mixed@9.0.0")
 
 
 def test_openai_chat(sdk: openai.OpenAI, server: Server) -> None:
