@@ -78,7 +78,7 @@ def start_local(
     gcs, dashboard, agent, client, metrics, stats, fallback, ingress = _free_ports(8)
     mark = secrets.token_hex(8)
     temp_dir = _short_temp_dir()
-    token_path = _token_path()
+    token_path = _token_path(state_dir)
     variables = {
         **os.environ,
         **serve_flags(),
@@ -228,9 +228,19 @@ def _wait_started(pid: int, log_path: Path) -> None:
     raise Unavailable(f"Ray did not start (see {log_path}):\n{tail}")
 
 
-def _token_path() -> Path:
-    """Where Ray looks for its token by default, made when missing, so that plain `ray job submit` works too."""
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+def _token_path(state_dir: Path) -> Path:
+    """Where Ray looks for its token by default, made when missing, so that plain `ray job submit` works too; without a
+    home folder that can be written to, a file of the state folder."""
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    try:
+        return _ensure_token(Path(named) if named else Path.home() / ".ray" / "auth_token")
+    except (OSError, RuntimeError) as error:  # the latter for a user who has no home
+        if named:
+            raise Unavailable(f"RAY_AUTH_TOKEN_PATH ({named}) can be neither read nor made: {error}") from None
+        return _ensure_token(state_dir / "ray_token")
+
+
+def _ensure_token(path: Path) -> Path:
     if not path.exists() or not path.read_text().strip():
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         _write_private(path, secrets.token_hex(32))
