@@ -20,6 +20,7 @@ from serve_apps.protocol import BARE_INPUT, InferRequest, InferResult
 from serve_apps.table import RoutingTable
 from serve_apps.testing import model_entry, table_of
 from tests.unit.router.routers import call, make
+from tests.virtual_time import in_virtual_time
 
 NUMBERS = Signature.model_validate({"inputs": {"x": "FP32[2]"}, "outputs": {"y": "FP32"}})
 
@@ -128,6 +129,7 @@ async def test_semantic_routes_embed_once() -> None:
     assert "no embeddings" in failed.chosen.why[0]
 
 
+@in_virtual_time
 async def test_embeddings_that_hang_leave_time_for_an_answer() -> None:
     """A semantic rule waits for its embedding for half of the caller's time, and then does not hold."""
 
@@ -140,7 +142,7 @@ async def test_embeddings_that_hang_leave_time_for_an_answer() -> None:
         model_entry("b"),
         routes={"r": {"rules": [{"similar_to": ["money back"], "model": "a"}], "default": "b"}},
     )
-    router, _ = make(table, embedder=hang)
+    router, _ = make(table, embedder=hang, virtual_time=True)
     answer = await router.infer(call("r", timeout_s=0.1))
     assert answer.chosen.model == "b"
     assert "no embedding within 0.05 s" in answer.chosen.why[0]

@@ -11,6 +11,7 @@ from cluster.errors import StorageUnavailable
 from cluster.storage.testing import MemoryBucket
 from pipelines.run_store.settings import StoreSettings
 from pipelines.run_store.testing import StoreFactory, wait_ended
+from tests.virtual_time import in_virtual_time, loop_clock
 
 WORKFLOW = "workflow: {name: one, steps: [{id: a, type: python_script}]}"
 
@@ -61,12 +62,13 @@ class NoLog(MemoryBucket):
         await super().create(key, data)
 
 
+@in_virtual_time
 async def test_an_archived_run_of_a_replaced_owner_is_not_called_missing() -> None:
     """An owner moved a run to the archive and could not record it; the next owner, which knows nothing of that object,
     removed it: the first one cannot say where the run is, and asks to come again."""
     bucket = NoLog()
     settings = StoreSettings(durable_timeout_s=0.1, read_timeout_s=0.1)
-    async with StoreFactory(bucket=bucket, settings=settings).running() as store:
+    async with StoreFactory(bucket=bucket, clock=loop_clock(), settings=settings).running() as store:
         await store.register({"workflow": WORKFLOW})
         run_id = (await store.submit({"workflow": "one"}))["id"]
         await wait_ended(store, run_id)
