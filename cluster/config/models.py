@@ -1,14 +1,30 @@
-"""The configuration as types: what may stand in configs/*.yaml, and nothing else. Reads no file, no environment."""
+"""The configuration as types: what may stand in configs/*.yaml, and nothing else. Reads no file, no environment.
+
+Models and routes are here; all other parts come from `sections`, `tensors` and `strict`, and may be imported from here.
+"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, model_validator
 
 from cluster.config.quantities import Bytes, Milliseconds, Seconds
+from cluster.config.sections import (
+    AuthConfig,
+    ClusterConfig,
+    ImageConfig,
+    LimitsConfig,
+    QueueConfig,
+    RetentionConfig,
+    RouterConfig,
+    StateConfig,
+    StorageConfig,
+    WebhooksConfig,
+    WorkflowsConfig,
+)
+from cluster.config.strict import Name, SecretRef, SemVer, Strict
+from cluster.config.tensors import TASK_SIGNATURES, Signature, TensorSpec
 
 __all__ = [
     "RULE_NAMES",
@@ -40,79 +56,6 @@ __all__ = [
     "WebhooksConfig",
     "WorkflowsConfig",
 ]
-
-Name = Annotated[str, Field(pattern=r"^[a-zA-Z][a-zA-Z0-9_]{0,62}$")]
-"""A model's, route's or workflow's name: it becomes part of application names and metric labels."""
-SemVer = Annotated[str, Field(pattern=r"^\d+\.\d+\.\d+$")]
-
-
-class Strict(BaseModel):
-    """Frozen; an unknown key is an error, and so is a number that is none (`.inf`, `.nan`): no time, share or limit
-    can be compared with it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
-
-
-class SecretRef(Strict):
-    """A secret by the name of the variable that holds it. The value is looked up where it is used and never stored."""
-
-    variable: str
-    default: SecretStr | None = Field(default=None, exclude=True, repr=False)
-
-
-_TENSOR = re.compile(r"^\s*([A-Za-z]+\d*)\s*(?:\[([-\d,\s]*)\])?\s*(\?)?\s*$")
-
-
-class TensorSpec(Strict):
-    """One named input or output. `shape` is per item, without the batch dimension; -1 is a free dimension.
-
-    Shorthand: `FP32[384]`, `BYTES`, and `JSON?` for an optional one.
-    """
-
-    datatype: Literal[
-        "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64",
-        "FP16", "FP32", "FP64", "BYTES", "JSON",
-    ]  # fmt: skip
-    shape: tuple[int, ...] = ()
-    optional: bool = False
-
-    @model_validator(mode="before")
-    @classmethod
-    def _shorthand(cls, value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        match = _TENSOR.match(value)
-        if match is None:
-            raise ValueError(f"{value!r} is not a tensor type: write for example BYTES, FP32[384] or JSON?")
-        dims = [part.strip() for part in (match.group(2) or "").split(",") if part.strip()]
-        return {
-            "datatype": match.group(1).upper(),
-            "shape": [int(dim) for dim in dims],
-            "optional": bool(match.group(3)),
-        }
-
-
-class Signature(Strict):
-    """The interface of a model: Open Inference Protocol names, types and per-item shapes."""
-
-    inputs: dict[str, TensorSpec]
-    outputs: dict[str, TensorSpec]
-
-
-TASK_SIGNATURES: Mapping[str, Signature] = {
-    "chat": Signature(
-        inputs={
-            "prompt": TensorSpec(datatype="BYTES", optional=True),
-            "messages": TensorSpec(datatype="JSON", optional=True),
-        },
-        outputs={"text": TensorSpec(datatype="BYTES")},
-    ),
-    "embedding": Signature(
-        inputs={"text": TensorSpec(datatype="BYTES")},
-        outputs={"embedding": TensorSpec(datatype="FP32", shape=(-1,))},
-    ),
-}
-"""The signature of a model that states none, by its task."""
 
 
 class Resources(Strict):
@@ -296,102 +239,6 @@ class RouteConfig(Strict):
         if self.rules and self.python:
             raise ValueError("a route has either rules or a python function, not both")
         return self
-
-
-class ClusterConfig(Strict):
-    address: str | None = Field(default=None, description="an existing Ray cluster; None: headrace starts one")
-    num_cpus: float | None = None
-    num_gpus: float | None = None
-    object_store_mb: int = 512
-    state_dir: str = "./.headrace"
-
-
-class RouterConfig(Strict):
-    host: str = "127.0.0.1"
-    port: int = Field(default=8000, ge=0, le=65535)
-    replicas: int = Field(default=1, ge=1)
-    cpus: float = Field(default=0.5, ge=0)
-    max_body_mb: float = Field(default=32, gt=0)
-    timeout_s: Seconds = 60
-
-
-class StorageConfig(Strict):
-    url: str = "file://./.headrace/bucket"
-    endpoint_url: str | None = None
-    region: str | None = None
-    path_style: bool = True
-    access_key: SecretRef | SecretStr | None = None
-    secret_key: SecretRef | SecretStr | None = None
-
-
-class RetentionConfig(Strict):
-    """What the bucket keeps. A step must not hold longer than `blobs` less a day what it saved and has not returned."""
-
-    runs: Annotated[Seconds, Field(ge=86_400)] | None = Field(
-        default=None, description="finished runs and their logs; '90d' is accepted; null: for ever"
-    )
-    blobs: Seconds = Field(
-        default=7 * 86_400, ge=2 * 86_400, description="files and values that no run needs any more, after their upload"
-    )
-
-
-class StateConfig(Strict):
-    shards: int = Field(default=1, ge=1, le=64)
-    blob_threshold_kb: int = Field(default=64, ge=1)
-    snapshot_every: int = Field(default=2000, ge=10, description="segments between two snapshots")
-    retention: RetentionConfig = RetentionConfig()
-
-
-class AuthConfig(Strict):
-    enabled: bool = True
-
-
-class ImageConfig(Strict):
-    """What an `image:` of a workflow step means here. Exactly one field."""
-
-    container: str | None = None
-    callable: str | None = None
-    local: bool | None = Field(default=None, description="run the step's script in the workers' own environment")
-
-    @model_validator(mode="after")
-    def _one(self) -> ImageConfig:
-        given = [name for name in ("container", "callable", "local") if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ValueError(f"give exactly one of container, callable and local (found {given or 'none'})")
-        return self
-
-
-class QueueConfig(Strict):
-    concurrency: int = Field(ge=1)
-
-
-class WebhooksConfig(Strict):
-    secret: SecretRef | SecretStr | None = None
-    allow: tuple[str, ...] = ()
-
-
-class WorkflowsConfig(Strict):
-    dir: str = "workflows"
-
-
-class LimitsConfig(Strict):
-    max_parallel_steps: int = Field(default=256, ge=1)
-    max_foreach_items: int = 10_000
-    max_queued_runs: int = 100_000
-    max_nesting: int = 8
-    max_log_kb: int = 1024
-    max_output_mb: int = 256
-    max_run_mb: int = Field(
-        default=64,
-        ge=1,
-        description="results and errors that one run holds in its record; larger values go to the bucket before",
-    )
-    share_steps_below_ms: float = Field(
-        default=5.0,
-        ge=0,
-        le=20,
-        description="python steps that take less on average may travel several to a Ray task; 0: never",
-    )
 
 
 class Config(Strict):
