@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.mutations.mutant import KERNEL, SERVICE, STORE, STORE_HISTORIES, WINDOWS, Mutant, window
+from tests.mutations.mutant import KERNEL, SERVICE, STORE, STORE_HISTORIES, SUBMITS, WINDOWS, Mutant, window
 
 __all__ = ["STORE_MUTANTS"]
 
@@ -10,7 +10,7 @@ STORE_MUTANTS = (
     Mutant(
         name="acknowledged-before-written",
         invariant="nothing_lost",
-        file=STORE,
+        file=SUBMITS,
         old="        view = kernel.engine.summary(run_id)\n"
         "        await kernel.wait(future, timeout_s=self.settings.durable_timeout_s)\n",
         new="        view = kernel.engine.summary(run_id)\n",
@@ -19,7 +19,7 @@ STORE_MUTANTS = (
     Mutant(
         name="acknowledged-before-written-in-histories",
         invariant="nothing_lost",
-        file=STORE,
+        file=SUBMITS,
         old="        view = kernel.engine.summary(run_id)\n"
         "        await kernel.wait(future, timeout_s=self.settings.durable_timeout_s)\n",
         new="        view = kernel.engine.summary(run_id)\n",
@@ -177,7 +177,7 @@ STORE_MUTANTS = (
     Mutant(
         name="key-taken-too-late",
         invariant="one_key_one_run",
-        file="pipelines/run_store/service.py",
+        file=SUBMITS,
         old="            keys.begin(key, body)\n",
         new="            pass\n",
         tests=(f"{window(3)}_a_repeat_that_overtakes",),
@@ -185,7 +185,7 @@ STORE_MUTANTS = (
     Mutant(
         name="run-id-not-looked-up",
         invariant="one_key_one_run",
-        file=STORE,
+        file=SUBMITS,
         old="        known = await self._known_run(run_id)\n",
         new="        known = None\n",
         tests=(f"{window(3)}_a_repeat_with_the_same_run_id",),
@@ -209,7 +209,7 @@ STORE_MUTANTS = (
     Mutant(
         name="keys-of-a-former-layout-taken",
         invariant="one_key_one_run",
-        file=STORE,
+        file=SUBMITS,
         old="        if version is None or version == self.shards.version:\n",
         new="        if True:\n",
         tests=("tests/unit/run_store/test_layouts.py",),
