@@ -87,7 +87,7 @@ function took(from, to) {
 }
 
 function weight(value) {
-  const whole = make("span", null, "tight");
+  const whole = make("span");
   const bar = make("meter");
   bar.max = 100;
   bar.value = value;
@@ -99,7 +99,7 @@ function showModels(models) {
   const rows = models.flatMap((model) =>
     model.versions.map((version, place) => ({
       cells: [
-        place ? "" : make("strong", model.name),
+        make("strong", place ? "" : model.name),
         version.version,
         state(version.status),
         weight(version.weight || 0),
@@ -168,7 +168,7 @@ function showRun(run) {
   for (const [name, value] of [["input", run.input], ["output", run.output], ["error", run.error]]) {
     if (value === null || value === undefined) continue;
     const text = JSON.stringify(value, null, 1);
-    place.append(make("h2", name), make("pre", text.length > 4000 ? `${text.slice(0, 4000)} …` : text));
+    place.append(make("h3", name), make("pre", text.length > 4000 ? `${text.slice(0, 4000)} …` : text));
   }
 }
 
@@ -212,8 +212,13 @@ async function refresh() {
   clearTimeout(seen.timer);
   const turn = ++seen.turn;
   showStates();
-  const parts = await Promise.allSettled([seen.admin ? administration(turn) : null, workflows(turn)]);
+  // Runs first: a key that is refused there need not be tried on the rest.
+  let parts = await Promise.allSettled([workflows(turn)]);
   if (turn !== seen.turn) return;
+  if (seen.admin && (parts[0].reason || {}).status !== 401) {
+    parts = [...parts, ...(await Promise.allSettled([administration(turn)]))];
+    if (turn !== seen.turn) return;
+  }
   const failed = parts.filter((part) => part.status === "rejected").map((part) => part.reason);
   const denied = failed.find((error) => error.status === 401);
   seen.admin = seen.admin && !failed.some((error) => error.status === 403);
@@ -224,7 +229,10 @@ async function refresh() {
   find("forget").hidden = !seen.key || Boolean(denied);
   const told = failed.filter((error) => error.status !== 403 && !(error.status === 401 && !seen.key));
   find("problem").textContent = told.length ? told[0].message : "";
-  if (denied) return find("key").focus();
+  if (denied) {
+    sessionStorage.removeItem("headrace.key");
+    return find("key").focus();
+  }
   if (!document.hidden) seen.timer = setTimeout(refresh, EVERY_MS);
 }
 
@@ -244,6 +252,7 @@ find("login").addEventListener("submit", (event) => {
 });
 find("forget").addEventListener("click", () => {
   for (const id of ["models", "releases", "breakers", "runs", "run", "about"]) find(id).replaceChildren();
+  find("boards").hidden = true;
   seen.run = "";
   use("");
 });
