@@ -1,6 +1,6 @@
 """How the two clients do what cannot be the same code for both: send, wait, read a stream. Blocking, and on asyncio.
 
-What a client can do is written once, in `headrace.async_client`; `headrace.client` is made from it.
+What a client can do is written once, in `async_client` and `async_operators`; the blocking ones are made from these.
 """
 
 from __future__ import annotations

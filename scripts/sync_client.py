@@ -1,6 +1,6 @@
-"""Makes `headrace/client.py`, the synchronous client, from `headrace/async_client.py`.
+"""Makes the synchronous client (`headrace/client.py`, `operators.py`) from `async_client.py` and `async_operators.py`.
 
-Run by `make format`. With `--check` it writes nothing and fails when the file is not what it would write (`make lint`).
+Run by `make format`. With `--check` it writes nothing and fails when a file is not what it would write (`make lint`).
 """
 
 from __future__ import annotations
@@ -11,44 +11,51 @@ import sys
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1] / "headrace"
-SOURCE, TARGET = PACKAGE / "async_client.py", PACKAGE / "client.py"
+_MADE = {
+    "async_client.py": ("client.py", "The synchronous client."),
+    "async_operators.py": ("operators.py", "Operators' calls that block."),
+}
+"""By source: the file that is made from it, and how its first line begins."""
 
-_HEAD = '''"""The synchronous client. Made from `headrace/async_client.py` by `make format`: edit that one."""
-'''
 _RULES = [
-    (r"\A\"\"\".*?\"\"\"\n", _HEAD),
     (r"\basync (def|for|with)\b", r"\1"),
     (r"\(await ((?:(?!await).)*?\))\)(?=[.\[])", r"\1"),  # parentheses that only `await` needed
     (r"\bawait ", ""),
-    (r"\bAsync(Client|Shell|Iterator)\b", r"\1"),
+    (r"\bAsync(Client|Operators|Shell|Iterator)\b", r"\1"),
+    (r"\basync_operators\b", "operators"),
     (r"Calls a headrace cluster from asyncio code\.", "Calls a headrace cluster."),
 ]
 
 
-def made() -> str:
-    """The text of `headrace/client.py`."""
-    text = SOURCE.read_text(encoding="utf-8")
+def made(source: str) -> str:
+    """The text of the file that is made from `headrace/<source>`."""
+    target, title = _MADE[source]
+    text = (PACKAGE / source).read_text(encoding="utf-8")
     for pattern, replacement in _RULES:
         text = re.sub(pattern, replacement, text, flags=re.DOTALL)
+    head = f'"""{title} Made from `headrace/{source}` by `make format`: edit that one."""'
+    text = re.sub(r'\A""".*?"""', head, text, flags=re.DOTALL)
     # Imports are in another order now, some lines fit that did not, and some loops only pass on.
-    text = _ruff("check", "--select", "I,UP028", "--fix", "--unsafe-fixes", "--quiet", text=text)
-    return _ruff("format", "--quiet", text=text)
+    text = _ruff("check", "--select", "I,UP028", "--fix", "--unsafe-fixes", "--quiet", text=text, target=target)
+    return _ruff("format", "--quiet", text=text, target=target)
 
 
-def _ruff(*arguments: str, text: str) -> str:
-    command = [sys.executable, "-m", "ruff", *arguments, "--stdin-filename", str(TARGET), "-"]
+def _ruff(*arguments: str, text: str, target: str) -> str:
+    command = [sys.executable, "-m", "ruff", *arguments, "--stdin-filename", str(PACKAGE / target), "-"]
     return subprocess.run(command, input=text, capture_output=True, text=True, check=True).stdout
 
 
 def main() -> int:
     """The exit status."""
-    if "--check" not in sys.argv[1:]:
-        TARGET.write_text(made(), encoding="utf-8")
-        return 0
-    if TARGET.read_text(encoding="utf-8") == made():
-        return 0
-    print(f"{TARGET.name} is not what {SOURCE.name} makes: run `make format`", file=sys.stderr)
-    return 1
+    status = 0
+    for source, (name, _) in _MADE.items():
+        target = PACKAGE / name
+        if "--check" not in sys.argv[1:]:
+            target.write_text(made(source), encoding="utf-8")
+        elif not target.exists() or target.read_text(encoding="utf-8") != made(source):
+            print(f"{name} is not what {source} makes: run `make format`", file=sys.stderr)
+            status = 1
+    return status
 
 
 if __name__ == "__main__":
