@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import zlib
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -140,7 +141,7 @@ class Collector:
             if not is_old(rows, before=before):
                 continue
             ids = [str(row["id"]) for row in rows]
-            lost = await self._without_others(segment, ids)
+            lost = await self._without_others(segment, ids, gone)
             collection.counts.runs += len(lost)
             collection.counts.logs += await self._remove_logs(segment, lost, dry_run=collection.dry_run)
             gone.add(segment.key)
@@ -155,12 +156,13 @@ class Collector:
             await asyncio.sleep(_PAUSE_S)
         return frozenset(gone)
 
-    async def _without_others(self, segment: ArchiveSegment, ids: list[str]) -> set[str]:
-        """Those of the runs that are nowhere else: one that was resumed is in memory, or in a later object."""
+    async def _without_others(self, segment: ArchiveSegment, ids: list[str], gone: Collection[str]) -> set[str]:
+        """Those of the runs that are nowhere else: one that was resumed is in memory, or in a later object. Objects
+        that are `gone`, or would be, do not count."""
         kernel = self._kernel
         lost = {run_id for run_id in ids if run_id not in kernel.engine}
         for other in kernel.memory.archive.hour_of(segment):
-            if other.key != segment.key and other.low <= segment.high and segment.low <= other.high:
+            if other.key not in (segment.key, *gone) and other.low <= segment.high and segment.low <= other.high:
                 rows, _ = await kernel.memory.archive.contents(other)
                 lost -= {str(row["id"]) for row in rows}
         return lost

@@ -16,6 +16,7 @@ from cluster.clock import ManualClock, SystemIds
 from cluster.errors import NotFound
 from cluster.storage import BlobRef, BlobStore
 from cluster.storage.testing import MemoryBucket
+from pipelines.executor.errors import StepError
 from pipelines.executor.log_keys import log_key
 from pipelines.executor.port import Attempt
 from pipelines.executor.testing import FakeExecutor
@@ -73,6 +74,19 @@ async def bench() -> AsyncIterator[Bench]:
         made.store = store
         await store.register({"workflow": WORKFLOW, "files": {"a.py": b"def main(): return 1\n"}})
         yield made
+
+
+async def test_a_run_that_stands_in_two_objects_is_counted_by_a_dry_run_too(bench: Bench) -> None:
+    """One that was resumed was archived twice: both objects would go, and so would the run."""
+    bench.executor.in_turn("a", [StepError("boom"), 1])
+    run = await bench.ran(None)
+    await bench.store.archiver.archive()
+    await bench.store.resume(run, {})
+    await wait_ended(bench.store, run)
+    await bench.store.archiver.archive()
+    bench.clock.advance(40 * DAY_S)
+    assert (await bench.collect(dry_run=True))["counts"]["runs"] == 1
+    assert (await bench.collect())["counts"]["runs"] == 1
 
 
 async def test_old_runs_go_with_their_logs_and_blobs(bench: Bench) -> None:
