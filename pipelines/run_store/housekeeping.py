@@ -141,27 +141,42 @@ class Archiver:
 
 
 class Reporter:
-    """Hands counts over to the metrics every few seconds; less often while there are very many runs to count."""
+    """Hands counts over to the metrics every few seconds. While there are very many runs (`runs_per_beat`) they are not
+    counted each time, but what was counted last is told again, since a gauge that is not set anew is forgotten."""
 
-    def __init__(self, *, kernel: Kernel, every_s: float = 5.0) -> None:
+    def __init__(self, *, kernel: Kernel, every_s: float = 5.0, runs_per_beat: int = 20_000) -> None:
         self._kernel = kernel
         self._every_s = every_s
+        self._runs_per_beat = runs_per_beat
+        self._rest = 0
+        self._active: dict[str, int] = {}
+        self._waiting: dict[str, int] = {}
 
     async def run(self) -> None:
         """Until cancelled."""
-        kernel = self._kernel
         while True:
-            await asyncio.sleep(self._every_s * (1 + len(kernel.memory.entries) // 20_000))
-            active = Counter(
-                entry.workflow for entry in kernel.memory.entries.values() if entry.id not in kernel.finished
-            )
-            gauges = kernel.engine.gauges()
-            waiting = {
-                "queue": sum(gauges["waiting"].values()),
-                "lock": gauges["locked"],
-                "parked": sum(gauges["parked"].values()),
-            }
-            kernel.metrics.gauges(dict(active), waiting)
+            await asyncio.sleep(self._every_s)
+            self.beat()
+
+    def beat(self) -> None:
+        """Count, unless it is too early for it, and report."""
+        self._rest -= 1
+        if self._rest < 0:
+            self._count()
+            self._rest = len(self._kernel.memory.entries) // self._runs_per_beat
+        self._kernel.metrics.gauges(self._active, self._waiting)
+
+    def _count(self) -> None:
+        kernel = self._kernel
+        self._active = dict(
+            Counter(entry.workflow for entry in kernel.memory.entries.values() if entry.id not in kernel.finished)
+        )
+        gauges = kernel.engine.gauges()
+        self._waiting = {
+            "queue": sum(gauges["waiting"].values()),
+            "lock": gauges["locked"],
+            "parked": sum(gauges["parked"].values()),
+        }
 
 
 class WebhookPump:
