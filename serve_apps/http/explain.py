@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic_core import PydanticSerializationError
 
 from cluster.errors import InvalidInput
 from serve_apps.http.deps import Caller
 from serve_apps.router.deadline import parse_seconds
 from serve_apps.router.decide import Call
+from serve_apps.router.needs import needs_of
 from serve_apps.router.service import Router
 
 __all__ = ["ExplainBody", "ExplainResponse", "explain"]
@@ -53,6 +55,11 @@ class ExplainResponse(BaseModel):
 
 async def explain(router: Router, body: ExplainBody, caller: Caller) -> dict[str, Any]:
     """The answer to `POST /explain`. Raises what the request itself would have got."""
+    try:
+        body.model_dump_json()
+    except PydanticSerializationError as error:
+        # Python's JSON takes half a surrogate pair for a character; the surfaces that answer requests do not.
+        raise InvalidInput("the body holds text that is not Unicode: half a surrogate pair") from error
     given = [value for value in (body.question, body.messages, body.inputs) if value is not None]
     if len(given) > 1:
         raise InvalidInput("give one of question, messages and inputs")
@@ -78,5 +85,6 @@ async def explain(router: Router, body: ExplainBody, caller: Caller) -> dict[str
         pinned=body.version,
         sticky=body.sticky,
         timeout_s=parse_seconds(wait) if wait is not None else None,
+        needs=needs_of(body.parameters),
     )
     return await router.explain(call)

@@ -32,12 +32,18 @@ _QUESTION_INPUTS = ("prompt", "text", "question", "input", "query")
 def question_of(inputs: Mapping[str, Any]) -> str:
     """The text that a request is about: the last user message of a chat, else the prompt or the first text input.
 
-    Rows of one request are joined by line ends, since one request has one decision.
+    Rows of one request are joined by line ends, since one request has one decision. What is no Unicode in a text that
+    a caller inside the cluster made (half a surrogate pair) is replaced: no rule could read it.
     """
+    text = _question_of(inputs)
+    return text if text.isascii() else text.encode(errors="replace").decode()
+
+
+def _question_of(inputs: Mapping[str, Any]) -> str:
     if BARE_INPUT in inputs:
         # A workflow step's bare value: a mapping of inputs, or the question itself.
         rows = _column(inputs[BARE_INPUT])
-        parts = [question_of({k: [v] for k, v in row.items()}) if isinstance(row, Mapping) else row for row in rows]
+        parts = [_question_of({k: [v] for k, v in row.items()}) if isinstance(row, Mapping) else row for row in rows]
         return "\n".join(part for part in parts if isinstance(part, str))[:MAX_TEXT]
     if "messages" in inputs:
         found = [_last_user_text(row) for row in _column(inputs["messages"])]

@@ -45,6 +45,8 @@ class Router(RouterCore):
             decision = await self.decide(call, deadline)
         except HeadraceError as error:
             return Answer(InferResult(error=error), chosen)
+        except Exception as error:  # of one call among many that travel together: the others have their answers
+            return Answer(InferResult(error=InternalError(f"{type(error).__name__}: {error!s:.300}")), chosen)
         # By the model of the table and not by what the caller wrote: the control plane keeps these names.
         self.stats.arrived(decision.model)
         chosen.model, chosen.rule, chosen.why = decision.model, decision.rule, decision.why

@@ -27,7 +27,7 @@ def normalised(weights: Mapping[str, float]) -> dict[str, float]:
 
 def unit_interval(*parts: str) -> float:
     """A number in (0, 1) that depends on `parts` only. Never 0 or 1."""
-    digest = hashlib.blake2b("\x1f".join(parts).encode(), digest_size=8).digest()
+    digest = hashlib.blake2b("\x1f".join(parts).encode(errors="surrogatepass"), digest_size=8).digest()
     # 2**-64 * (2**64 - 0.5) rounds to 1.0, hence the clamp.
     return min((int.from_bytes(digest, "big") + 0.5) * _SCALE, 1.0 - 2.0**-53)
 

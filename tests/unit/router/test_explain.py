@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from cluster.clock import ManualClock
+from cluster.errors import InvalidInput
 from serve_apps.http.deps import Caller
 from serve_apps.http.explain import ExplainBody, explain
 from serve_apps.router.service import Router
@@ -111,6 +112,19 @@ async def test_sticky_callers_and_pins_are_told() -> None:
         found = await explained("a", entry=entry, question="x", **pin)
         assert (found["pinned"], found["version"], found["why"]) == ("1.1.0", "1.1.0", ["pinned"])
     assert (await explained("a@1.1.0", entry=entry, question="x"))["pinned"] == "1.1.0"
+
+
+@pytest.mark.parametrize("body", [{"question": "\ud800"}, {"sticky": "\ud800"}, {"inputs": {"x": ["\udc00"]}}])
+async def test_half_a_surrogate_pair_is_refused(body: dict[str, Any]) -> None:
+    """As it is where requests are answered; Python's reader of JSON would take it."""
+    with pytest.raises(InvalidInput, match="surrogate"):
+        await explained("desk", **body)
+
+
+async def test_what_the_version_cannot_do_is_told_as_the_request_would_be() -> None:
+    """Parameters that only an endpoint does, sent to a version of another provider."""
+    with pytest.raises(InvalidInput, match="tool calls"):
+        await explained("a", question="x", parameters={"tools": [{"type": "function"}]})
 
 
 async def test_versions_that_are_asked_though_too_many_are_out() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from cluster.config.models import Signature
 from cluster.errors import (
+    InternalError,
     InvalidInput,
     ModelError,
     NotFound,
@@ -174,6 +175,20 @@ async def test_vectors_of_two_models_are_never_compared() -> None:
     size = 3
     assert (await router.infer(call("r"))).chosen.model == "a"
     assert asked == ["money back", "hello"] * 2
+
+
+async def test_a_decision_that_breaks_takes_no_other_call_with_it() -> None:
+    """What nobody foresaw is the one call's error, and those beside it are answered."""
+
+    class Broken(dict[str, str]):
+        def get(self, *arguments: Any) -> Any:
+            raise RuntimeError("nobody foresaw this")
+
+    router, _ = make(table_of(model_entry("m")))
+    good, bad = await asyncio.gather(router.infer(call()), router.infer(call(headers=Broken(a="b"))))
+    assert good.result.error is None
+    assert isinstance(bad.result.error, InternalError)
+    assert "nobody foresaw this" in bad.result.error.message
 
 
 async def test_an_adaptive_route_leaves_a_failing_model() -> None:

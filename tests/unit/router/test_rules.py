@@ -258,3 +258,11 @@ def test_without_embeddings_a_semantic_rule_does_not_hold() -> None:
 def test_what_a_request_is_about(inputs: dict[str, Any], text: str) -> None:
     """The question is the last user message, the prompt, or the first text input; anything else is no text."""
     assert question_of(inputs) == text
+
+
+@pytest.mark.parametrize("inputs", [{"text": ["a\ud800b"]}, {BARE_INPUT: [{"prompt": "a\udc00b"}]}])
+def test_a_text_that_is_no_unicode_is_read_with_a_mark_in_it(inputs: dict[str, Any]) -> None:
+    """Regular expressions and embeddings could not read it: a call inside the cluster may hold anything."""
+    assert question_of(inputs) == "a?b"
+    compiled = route(rules=[{"regex": "a.b", "model": "m"}], default="d")
+    assert ask(compiled, question_of(inputs)).model == "m"
