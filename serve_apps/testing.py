@@ -32,7 +32,7 @@ class FakeHost:
     respond: Respond = echo
     pieces: Sequence[str | StreamChunk] = ("Hello", " ", "world")
     fail_hops: int = 0
-    """So many hops raise `Unavailable` before it works."""
+    """So many hops, and streams, raise `Unavailable` before it works."""
     error: HeadraceError | None = None
     """Every request gets this error in its result, and every stream as its first chunk."""
     break_after: int | None = None
@@ -80,6 +80,10 @@ class FakeHost:
         try:
             if self.gate is not None:
                 await self.gate.wait()
+            if self.fail_hops > 0:
+                self.fail_hops -= 1
+                finished = True
+                raise Unavailable("no replica answers")
             if self.error is not None:
                 finished = True
                 yield StreamChunk(error=self.error)

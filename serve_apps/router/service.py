@@ -267,14 +267,36 @@ class Router(RouterCore):
     async def _open(
         self, target: Target, call: Call, deadline: Deadline, chosen: Chosen, *, patient: bool
     ) -> StreamAnswer:
-        entry = target.entry
+        """A stream of one version. Tried again where that may help, as in `_ask`: nobody has heard anything yet."""
+        entry, config = target.entry, target.model.config
         chosen.model, chosen.version = target.model.name, entry.version
-        chosen.attempts += 1
         if (refused := target.lacks(call)) is not None:
             raise refused
         inputs = check_inputs(entry.signature, call.inputs, call.rows, model=target.model.name)
+        budget = self._budgets.get(target.model.name)
+        if budget is not None:
+            budget.on_request()
         if target.model.entry.mirror:
             self._shadow(target, call, inputs, deadline)
+        number = 1
+        while True:
+            chosen.attempts += 1
+            try:
+                return await self._opened(target, call, inputs, deadline, chosen, patient=patient)
+            except HeadraceError as error:
+                if number >= config.retry.max_attempts or not may_retry(error) or budget is None or not budget.take():
+                    raise
+                pause = backoff_s(number, roll=self._rng.random())
+                if deadline.remaining(self.clock.monotonic()) <= pause:
+                    raise
+                self.stats.retried(target.model.name, error.code)
+            await asyncio.sleep(pause)
+            number += 1
+
+    async def _opened(
+        self, target: Target, call: Call, inputs: Any, deadline: Deadline, chosen: Chosen, *, patient: bool
+    ) -> StreamAnswer:
+        entry = target.entry
         if (gone := self._gone(target, patient=patient)) is not None:
             self._count(target, self._channel(target).flow, gone, 0.0, chosen.rule)
             raise gone

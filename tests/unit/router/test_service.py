@@ -328,6 +328,33 @@ async def test_closing_a_stream_cancels_it() -> None:
 
 
 @in_virtual_time
+async def test_a_stream_that_cannot_begin_is_tried_again() -> None:
+    """Until its first piece a stream is retried as any call is: within the attempts and the budget, and counted."""
+    router, hosts = make(table_of(model_entry("m", config={"retry": {"max_attempts": 2}})))
+    hosts["m-1.0.0"].fail_hops = 1
+    answer = await router.stream(call())
+    assert answer.chosen.attempts == 2
+    assert "".join([chunk.text async for chunk in answer.chunks]) == "Hello world"
+    assert router.stats.take_retries() == {("m", "unavailable"): 1}
+    hosts["m-1.0.0"].fail_hops = 2
+    with pytest.raises(Unavailable):
+        await router.stream(call())
+    assert hosts["m-1.0.0"].streams == 4
+
+
+async def test_a_stream_that_has_begun_is_not_tried_again() -> None:
+    """What a caller has heard cannot be taken back; and a full queue is not asked twice."""
+    router, hosts = make(table_of(model_entry("m", config={"retry": {"max_attempts": 3}})))
+    hosts["m-1.0.0"].break_after = 1
+    answer = await router.stream(call())
+    chunks = [chunk async for chunk in answer.chunks]
+    assert chunks[-1].error is not None
+    hosts["m-1.0.0"].error = Overloaded("full")
+    with pytest.raises(Overloaded):
+        await router.stream(call())
+    assert hosts["m-1.0.0"].streams == 2
+
+
 async def test_a_stream_that_never_starts_is_left_for_the_fallback() -> None:
     """The version's timeout counts until the first piece; then another model streams."""
     table = table_of(
