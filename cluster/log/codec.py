@@ -214,10 +214,13 @@ def _unframe(data: bytes, key: str) -> tuple[dict[str, Any], bytes]:
 
 
 def _corrupt(key: str, why: str) -> CorruptObject:
-    return CorruptObject(
-        f"{key} is corrupt: {why}. Nothing after it was read; restore the object from a copy of the bucket",
-        details={"key": key},
-    )
+    cure = "Nothing after it was read; restore the object from a copy of the bucket"
+    if "/snap/" in key:
+        cure = (
+            "Restore it from a copy of the bucket; or, if a snapshot with a smaller number stands beside it, remove "
+            "it: the next start recovers from that one and loses nothing"
+        )
+    return CorruptObject(f"{key} is corrupt: {why}. {cure}", details={"key": key})
 
 
 def _pack(records: Iterable[bytes]) -> bytes:

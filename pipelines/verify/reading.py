@@ -15,10 +15,12 @@ from cluster.names import shard_of_run
 from cluster.storage import Bucket, ResolveSecret, environment_secret, open_bucket
 from cluster.storage.probe import read_format
 from pipelines.run_store.archive import Archive
+from pipelines.run_store.layouts import LAYOUTS
 from pipelines.run_store.records import Archived, RunsCollected, StoreFact, decode_record
 from pipelines.run_store.runids import created_ms, order_key
 from pipelines.run_store.snapshots import split_snapshot
 from pipelines.verify.checker import KEY_RETENTION_S, Checker
+from pipelines.verify.objects import NamedBlobs, damaged_layouts, damaged_snapshots, missing_blobs
 from pipelines.verify.report import Report, Violation
 
 __all__ = ["verify_bucket", "verify_url"]
@@ -48,15 +50,34 @@ async def verify_bucket(bucket: Bucket, *, acknowledged: Iterable[str] = ()) -> 
     seen: set[str] = set()
     collected: dict[str, float] = {}
     keys: dict[str, tuple[str, float]] = {}
+    named: dict[str, NamedBlobs] = {}
+    archives: dict[str, Archive] = {}
+    unread = set()
     for shard in shards:
-        checker, collected[shard] = await _verify_shard(bucket, f"runs/{shard}")
+        prefix = f"runs/{shard}"
+        archives[prefix], named[prefix] = Archive(bucket=bucket, prefix=prefix, ids=SystemIds()), NamedBlobs()
+        checker, read = await _verify_shard(bucket, prefix, archives[prefix], named[prefix])
+        collected[shard] = archives[prefix].collected.before
+        if not read:
+            unread.add(shard)
         report.merge(checker.report)
         report.violations += _doubled_keys(keys, checker.keys, log=f"runs/{shard}")
         seen |= checker.submitted
     if await bucket.list("control/wal/"):
         report.merge(await _verify_integrity(bucket, "control"))
-    gone = 0
+    wrong = await damaged_layouts(bucket)
+    if wrong is not None:
+        report.violations.append(Violation(invariant="log", message=wrong, log=LAYOUTS.rstrip("/")))
+    async for blob in missing_blobs(bucket, named, archives):
+        if blob.given:
+            report.notes.append(f"{blob.message}, if it was ever stored: only the run's input names it")
+        else:
+            report.violations.append(Violation(invariant="log", message=blob.message, log=blob.log, run_id=blob.run_id))
+    gone = unsure = 0
     for run_id in sorted(set(acknowledged) - seen):
+        if str(shard_of_run(run_id)) in unread:
+            unsure += 1
+            continue
         if _may_be_collected(run_id, collected):
             gone += 1
             continue
@@ -66,6 +87,10 @@ async def verify_bucket(bucket: Bucket, *, acknowledged: Iterable[str] = ()) -> 
     if gone:
         report.notes.append(
             f"{gone} acknowledged runs are older than what state.retention let be collected: nothing is left to check"
+        )
+    if unsure:
+        report.notes.append(
+            f"{unsure} acknowledged runs belong to shards whose logs cannot be read: verify again when those are mended"
         )
     return report
 
@@ -105,6 +130,8 @@ async def _read(bucket: Bucket, prefix: str, report: Report) -> History | None:
         report.notes.append(
             f"{prefix}: segments up to {history.snapshot.seq} were collected: the history begins with a snapshot"
         )
+    async for message in damaged_snapshots(bucket, prefix, history):
+        report.violations.append(Violation(invariant="log", message=message, log=prefix))
     return history
 
 
@@ -114,17 +141,18 @@ async def _verify_integrity(bucket: Bucket, prefix: str) -> Report:
     return report
 
 
-async def _verify_shard(bucket: Bucket, prefix: str) -> tuple[Checker, float]:
+async def _verify_shard(bucket: Bucket, prefix: str, archive: Archive, named: NamedBlobs) -> tuple[Checker, bool]:
+    """The verdict on one log, and whether it could be read; `archive` and `named` learn what stands in it."""
     checker = Checker(log=prefix)
     history = await _read(bucket, prefix, checker.report)
     if history is None:
-        return checker, 0.0
-    archive = Archive(bucket=bucket, prefix=prefix, ids=SystemIds())
+        return checker, False
     start = 0
     if history.snapshot is not None:
         engine, store = map(orjson.loads, split_snapshot(history.snapshot.body))
         checker.load(engine, [(key, run_id, at) for key, _, run_id, at in store["keys"]])
         archive.restore(store["archive"], store.get("collected"))
+        named.begin(engine)
         start = history.snapshot.position
     for position, data in enumerate(history.records(), start=start):
         try:
@@ -134,6 +162,7 @@ async def _verify_shard(bucket: Bucket, prefix: str) -> tuple[Checker, float]:
                 Violation(invariant="log", message=error.message, log=prefix, position=position)
             )
             continue
+        named.feed(data)
         if isinstance(record, Archived):
             archive.add(record.segments)
         elif isinstance(record, RunsCollected):
@@ -146,8 +175,9 @@ async def _verify_shard(bucket: Bucket, prefix: str) -> tuple[Checker, float]:
     try:
         archived = [row["id"] async for row in archive.rows(before=None, since="")]
     except (CorruptObject, ObjectNotFound) as error:
-        checker.report.violations.append(Violation(invariant="log", message=error.message, log=prefix))
+        message = f"{error.message}: restore it from a copy of the bucket"
+        checker.report.violations.append(Violation(invariant="log", message=message, log=prefix))
     else:
         checker.report.counts["runs archived"] += len(archived)
         checker.note_archived(archived)
-    return checker, archive.collected.before
+    return checker, True
