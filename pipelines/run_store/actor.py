@@ -50,6 +50,8 @@ METHODS = frozenset(
     }
 )  # fmt: skip
 START_WAIT_S = 20.0
+TROUBLE_WAIT_S = 2.0
+"""How long a call waits for a start of which it is known that it does not get on."""
 _log = logging.getLogger(__name__)
 
 
@@ -120,7 +122,7 @@ class RunStoreActor:
     async def _opened(self) -> RunStore:
         if not self._ready.is_set():
             try:
-                async with asyncio.timeout(START_WAIT_S):
+                async with asyncio.timeout(START_WAIT_S if self._failure is None else TROUBLE_WAIT_S):
                     await self._ready.wait()
             except TimeoutError:
                 why = f": {self._failure.message}" if self._failure is not None else " (it reads its log)"

@@ -30,6 +30,8 @@ __all__ = ["LOG_PREFIX", "ControlActor", "check_same_bucket"]
 
 LOG_PREFIX = "control"
 START_WAIT_S = 20.0
+TROUBLE_WAIT_S = 2.0
+"""How long a call waits for a start of which it is known that it does not get on."""
 _METRICS_EVERY_S = 5.0
 _log = logging.getLogger(__name__)
 
@@ -119,7 +121,7 @@ class ControlActor:
             self._task.add_done_callback(self._ended)
         while not self._started.is_set():
             try:
-                async with asyncio.timeout(START_WAIT_S):
+                async with asyncio.timeout(START_WAIT_S if self._trouble is None else TROUBLE_WAIT_S):
                     await self._started.wait()
             except TimeoutError:
                 if self._trouble is not None:
