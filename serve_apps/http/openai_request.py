@@ -139,12 +139,13 @@ def _choices(prompts: int, count: int) -> Sequence[int]:
 
 def _parameters(body: Mapping[str, Any]) -> dict[str, Any]:
     parameters = {key: body[key] for key in _SAMPLING if body.get(key) is not None}
-    limit = body.get("max_completion_tokens")
-    limit = body.get("max_tokens") if limit is None else limit
-    if limit is not None:
-        if type(limit) is not int or limit < 1:
-            raise invalid("'max_tokens' must be a whole number of at least 1", "max_tokens")
-        parameters["max_tokens"] = limit
+    for key in ("max_tokens", "max_completion_tokens"):
+        limit = body.get(key)
+        if limit is not None:
+            if type(limit) is not int or limit < 1:
+                raise invalid(f"'{key}' must be a whole number of at least 1", key)
+            # Models read the old name; the new one goes along for endpoints that take nothing else.
+            parameters[key] = parameters["max_tokens"] = limit
     for key, low, high in _NUMBERS:
         value = parameters.get(key)
         if value is not None and (

@@ -123,7 +123,11 @@ class OpenAICompatible:
 
     def _passed(self, item: Item) -> dict[str, Any]:
         given = item.get("parameters", {})
-        return {**self._parameters, **{key: given[key] for key in _PASSED if given.get(key) is not None}}
+        passed = {**self._parameters, **{key: given[key] for key in _PASSED if given.get(key) is not None}}
+        if "max_tokens" in passed and "max_completion_tokens" in passed:
+            # Two names of one limit, of which endpoints take one: the caller's newer one, else what the caller gave.
+            del passed["max_tokens" if given.get("max_completion_tokens") is not None else "max_completion_tokens"]
+        return passed
 
     def _request(self, item: Item) -> tuple[str, dict[str, Any]]:
         parameters = self._passed(item)

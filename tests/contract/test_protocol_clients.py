@@ -289,7 +289,8 @@ def test_openai_chat(sdk: openai.OpenAI, server: Server) -> None:
     assert answer.usage.total_tokens == 17
     assert answer.model == "chat"
     (request,) = server.hosts["chat-1.0.0"].requests[-1:]
-    assert request.parameters == {"temperature": 0.3, "max_tokens": 6, "stop": ["\n"], "seed": 1}
+    limits = {"max_tokens": 6, "max_completion_tokens": 6}
+    assert request.parameters == {"temperature": 0.3, **limits, "stop": ["\n"], "seed": 1}
 
 
 @pytest.mark.parametrize("count", [1, 3])

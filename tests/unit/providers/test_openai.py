@@ -279,6 +279,25 @@ async def test_what_only_the_endpoint_does_goes_there_and_its_answer_comes_back(
     assert {key: value for key, value in upstream.body().items() if key not in ("model", "messages")} == asked
 
 
+@pytest.mark.parametrize(
+    ("default", "given", "sent"),
+    [
+        ({}, {"max_tokens": 5}, {"max_tokens": 5}),
+        ({}, {"max_tokens": 5, "max_completion_tokens": 5}, {"max_completion_tokens": 5}),
+        ({"max_tokens": 9}, {"max_tokens": 5, "max_completion_tokens": 5}, {"max_completion_tokens": 5}),
+        ({"max_completion_tokens": 9}, {"max_tokens": 5}, {"max_tokens": 5}),
+        ({"max_completion_tokens": 9}, {}, {"max_completion_tokens": 9}),
+    ],
+)
+async def test_a_limit_of_tokens_is_sent_under_one_name(
+    default: dict[str, int], given: dict[str, int], sent: dict[str, int]
+) -> None:
+    """Endpoints refuse both names at once, and newer models the old one: the caller's word counts."""
+    upstream = Upstream(chat())
+    await client(upstream, parameters=default).predict([{"prompt": "hi", "parameters": given}])
+    assert {key: value for key, value in upstream.body().items() if key.startswith("max_")} == sent
+
+
 async def test_pieces_of_tool_calls_are_streamed_as_they_come() -> None:
     """A piece without text is passed on too; one with neither text nor anything else is not."""
     pieces = [
