@@ -12,9 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from pipelines.engine.render import host_of
+from pipelines.executor.port import Attempt, Outcome
+
 __all__ = ["HostOutcomes", "HostStates", "SaidOfHost"]
 
 MAX_ROWS = 10_000
+_NOT_THE_HOSTS_FAULT = frozenset({"http_refused", "cancelled", "invalid_input", "forbidden", "too_large"})
 
 
 class SaidOfHost(Protocol):
@@ -102,9 +106,27 @@ class HostOutcomes:
         self._rows: dict[tuple[str, int], _Row] = {}
         self._seq = 0
         self._sent: dict[str, Any] | None = None
+        self._begun_under: dict[int, int] = {}
+        """By the fence of each call that is under way."""
 
     def __bool__(self) -> bool:
         return bool(self._rows) or self._sent is not None
+
+    def began(self, attempt: Attempt, *, revision: int) -> None:
+        """An http_request attempt begins while the newest table is of this revision."""
+        self._begun_under[attempt.fence] = revision
+
+    def ended(self, attempt: Attempt, outcome: Outcome) -> bool:
+        """It has ended; whether that says something about its host."""
+        host = host_of(str(attempt.request.get("url") or ""))
+        revision = self._begun_under.pop(attempt.fence, 0)
+        if not host or outcome.status == "cancelled":
+            return False
+        error = outcome.error or {}
+        status = (error.get("details") or {}).get("status")
+        ok = outcome.status == "success" or error.get("code") in _NOT_THE_HOSTS_FAULT or status == 429
+        self.add(host, ok=ok, revision=revision)
+        return True
 
     def add(self, host: str, *, ok: bool, revision: int) -> None:
         """A call that began under `revision` ended."""

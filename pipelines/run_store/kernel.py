@@ -16,44 +16,39 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import orjson
-
 from cluster.clock import Clock, IdSource
 from cluster.errors import (
-    CorruptObject,
-    Fenced,
     HeadraceError,
     InternalError,
     StorageError,
     StorageUnavailable,
     Unavailable,
 )
-from cluster.log import DurableLog, LogOptions, Recovered
+from cluster.log import DurableLog, LogOptions
 from cluster.names import run_id
 from cluster.slots import Grant, Holder
-from cluster.storage import BlobRef, BlobStore, Bucket
+from cluster.storage import BlobStore, Bucket
 from pipelines.engine import CancelAttempt, Command, Decision, FetchValue, StartAttempt
 from pipelines.engine.commands import AskSlot, SlotDone
 from pipelines.engine.core import EngineLimits
 from pipelines.engine.engine import Engine
 from pipelines.engine.events import Event, RunSubmitted
-from pipelines.engine.render import host_of
 from pipelines.executor.port import Attempt, Executor, Outcome
+from pipelines.run_store.alarm import Alarm
 from pipelines.run_store.archive import Archive
 from pipelines.run_store.attempts import Attempts
 from pipelines.run_store.cut import Cut
+from pipelines.run_store.fetching import fetch
 from pipelines.run_store.hosts import HostOutcomes, SaidOfHost
 from pipelines.run_store.memory import Entry, Memory
 from pipelines.run_store.metrics import NoMetrics, StoreMetrics
 from pipelines.run_store.outcomes import storable
-from pipelines.run_store.records import HostBreakerMoved, StoreFact, decode_record, encode_event, encode_fact
+from pipelines.run_store.ownership import until_lost
+from pipelines.run_store.records import HostBreakerMoved, StoreFact, encode_event, encode_fact
+from pipelines.run_store.recovery import read_back
 from pipelines.run_store.settings import StoreSettings
-from pipelines.run_store.snapshots import split_snapshot
 
 __all__ = ["Kernel"]
-
-_NOT_THE_HOSTS_FAULT = frozenset({"http_refused", "cancelled", "invalid_input", "forbidden", "too_large"})
-_FETCH_TRIES = 8
 
 
 class Kernel:
@@ -109,10 +104,8 @@ class Kernel:
         self._log_options = log_options
         self._on_fatal = on_fatal
         self._last: asyncio.Future[int] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = float("inf")
+        self._alarm = Alarm(clock=clock, ring=self._tick)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._begun_under: dict[int, int] = {}
         self._stopped = False
 
     @property
@@ -137,13 +130,12 @@ class Kernel:
         self._log = log
         self.memory.archive.epoch = log.epoch
         self.outcomes.source = f"{self.prefix}/{log.epoch}"
-        self._restore(recovered)
+        read_back(recovered, engine=self.engine, memory=self.memory)
+        self.records_since_snapshot = len(recovered.records)
         if self.engine.shares_slots:
             self.slots = Holder(
                 shard=self.shard, life=log.epoch, fence=self.engine.lock_fence, shards=self.settings.shards
             )
-        for entry in self.memory.entries.values():
-            entry.history.shown = entry.history.last
         self.recovered_runs = len(self.engine)
         self.spawn(self._watch_log())
         now = self.clock.now()
@@ -199,7 +191,7 @@ class Kernel:
                 self.attempts.refuse(command)
         if not records:
             self._perform(commands)
-            self._plan_timer()
+            self._alarm.set(self.engine.next_timer())
             return None
         self.records_since_snapshot += len(records)
         try:
@@ -213,7 +205,7 @@ class Kernel:
         self._last = future
         began = self.clock.monotonic()
         future.add_done_callback(lambda done: self._durable(done, shown, commands, began))
-        self._plan_timer()
+        self._alarm.set(self.engine.next_timer())
         return future
 
     def _take_in(self, events: Iterable[Event], facts: Iterable[StoreFact]) -> tuple[list[bytes], dict[str, Entry]]:
@@ -306,24 +298,6 @@ class Kernel:
         """The whole state after everything decided so far, to be written down while others go on."""
         return Cut(engine=self.engine, memory=self.memory, monotonic=self.clock.monotonic)
 
-    def _restore(self, recovered: Recovered) -> None:
-        if recovered.snapshot is not None:
-            engine, store = split_snapshot(recovered.snapshot)
-            self.engine.load(engine)
-            self.memory.restore(orjson.loads(store))
-        self.engine.replay(self._ingested(recovered.records))
-        self.records_since_snapshot = len(recovered.records)
-
-    def _ingested(self, records: Iterable[bytes]) -> Iterable[Event]:
-        memory = self.memory
-        for data in records:
-            record = decode_record(data)
-            if isinstance(record, StoreFact):
-                memory.apply(record)
-            else:
-                memory.ingest(record, data)
-                yield record
-
     # ---- after durability ----
 
     def _durable(
@@ -366,7 +340,7 @@ class Kernel:
             if isinstance(command, StartAttempt):
                 attempt = command.attempt
                 if attempt.type == "http_request":
-                    self._begun_under[attempt.fence] = self.memory.hosts.revision
+                    self.outcomes.began(attempt, revision=self.memory.hosts.revision)
                 self.attempts.start(command)
             elif isinstance(command, CancelAttempt):
                 self.attempts.cancel(command)
@@ -400,8 +374,8 @@ class Kernel:
             kept = storable(outcome)
             self.metrics.attempt_ended(attempt, kept)
             now = self.clock.now()
-            if attempt.type == "http_request":
-                self._host_result(attempt, kept)
+            if attempt.type == "http_request" and self.outcomes.ended(attempt, kept):
+                self.outcomes_changed.set()
             self.decide(
                 lambda: self.engine.attempt_finished(
                     attempt.run_id, attempt.step_id, attempt.item, attempt.fence, kept, now=now
@@ -409,58 +383,16 @@ class Kernel:
                 linger_s=self.settings.step_linger_s,
             )
 
-    def _host_result(self, attempt: Attempt, outcome: Outcome) -> None:
-        host = host_of(str(attempt.request.get("url") or ""))
-        revision = self._begun_under.pop(attempt.fence, 0)
-        if not host or outcome.status == "cancelled":
-            return
-        error = outcome.error or {}
-        status = (error.get("details") or {}).get("status")
-        ok = outcome.status == "success" or error.get("code") in _NOT_THE_HOSTS_FAULT or status == 429
-        self.outcomes.add(host, ok=ok, revision=revision)
-        self.outcomes_changed.set()
-
     async def _fetch(self, command: FetchValue) -> None:
-        value: Any = None
-        size = 0
-        failure: dict[str, Any] | None = None
-        for attempt in range(_FETCH_TRIES):
-            try:
-                reference = BlobRef.parse(command.reference)
-                assert reference is not None
-                data = await self.blobs.get(reference)
-                value, size, failure = orjson.loads(data), len(data), None
-                break
-            except StorageUnavailable as error:
-                failure = error.to_dict()
-                await asyncio.sleep(min(0.1 * 2**attempt, 5.0))
-            except (HeadraceError, orjson.JSONDecodeError) as error:
-                known = (
-                    error if isinstance(error, HeadraceError) else CorruptObject(f"blob {command.sha256} is not JSON")
-                )
-                failure = known.to_dict()
-                break
+        found = await fetch(self.blobs, command)
         self.decide(
-            lambda: self.engine.value_fetched(command.sha256, value, size=size, now=self.clock.now(), error=failure),
+            lambda: self.engine.value_fetched(
+                command.sha256, found.value, size=found.size, now=self.clock.now(), error=found.error
+            ),
             linger_s=self.settings.step_linger_s,
         )
 
-    # ---- time ----
-
-    def _plan_timer(self) -> None:
-        due = self.engine.next_timer()
-        if due is None or self._stopped or due == self._timer_at:
-            return
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer_at = due
-        delay = max(0.001, due - self.clock.now())
-        self._timer = asyncio.get_running_loop().call_later(delay, self._tick)
-
     def _tick(self) -> None:
-        self._timer, self._timer_at = None, float("inf")
-        if self._stopped:
-            return
         now = self.clock.now()
         with self._no_defect():
             self.decide(lambda: self.engine.tick(now), linger_s=self.settings.step_linger_s)
@@ -469,8 +401,7 @@ class Kernel:
 
     def _halt(self) -> None:
         self._stopped = True
-        if self._timer is not None:
-            self._timer.cancel()
+        self._alarm.stop()
         for entry in self.memory.entries.values():
             for waiter in entry.waiters:
                 if not waiter.done():
@@ -478,24 +409,7 @@ class Kernel:
             entry.waiters.clear()
 
     async def _watch_log(self) -> None:
-        """Notice a newer owner even while nothing is written."""
-        log = self.log
-        stopped = asyncio.ensure_future(log.wait_stopped())
-        try:
-            while True:
-                done, _ = await asyncio.wait([stopped], timeout=self.settings.watch_owner_s)
-                if done:
-                    self.fatal(stopped.result())
-                    return
-                try:
-                    await log.check_owner()
-                except (Fenced, CorruptObject) as error:
-                    self.fatal(error)
-                    return
-                except StorageError:
-                    continue  # a look that fails says nothing; writing waits for better times, too
-        finally:
-            stopped.cancel()
+        self.fatal(await until_lost(self.log, every_s=self.settings.watch_owner_s))
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

@@ -96,9 +96,9 @@ STORE_MUTANTS = (
     Mutant(
         name="idle-zombie-stays",
         invariant="nothing_after_cancel",
-        file=KERNEL,
-        old="                    await log.check_owner()\n",
-        new="                    pass\n",
+        file="pipelines/run_store/ownership.py",
+        old="                await log.check_owner()\n",
+        new="                pass\n",
         tests=(f"{WINDOWS}::test_an_owner_that_writes_nothing_learns_that_it_was_replaced",),
     ),
     Mutant(
