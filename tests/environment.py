@@ -70,7 +70,7 @@ class Environment:
             cwd=self.folder,
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=400,
         )
         if done.returncode:
             raise AssertionError(f"headrace {' '.join(arguments)}: {done.stdout}\n{done.stderr}")
@@ -148,7 +148,7 @@ class Environment:
         except HeadraceError:
             return None
 
-    def all_ended(self, run_ids: Iterable[str], timeout_s: float = 150) -> list[Run]:
+    def all_ended(self, run_ids: Iterable[str], timeout_s: float = 300) -> list[Run]:
         """Every one of the runs once it has ended."""
         ended: dict[str, Run] = {}
         waiting = list(run_ids)
@@ -171,7 +171,7 @@ class Environment:
         return report
 
 
-def until(check: Callable[[], Any], what: str, timeout_s: float = 60) -> Any:
+def until(check: Callable[[], Any], what: str, timeout_s: float = 150) -> Any:
     """Polls until something true comes; that value."""
     give_up = time.monotonic() + timeout_s
     while not (value := check()):

@@ -11,7 +11,7 @@ from tests.environment import Environment
 CHAIN = """
 workflow:
   name: %s
-  inputs: {journal: string, steps_s: {type: number, default: 0.05}}
+  inputs: {journal: string, steps_s: {type: number, default: 0.05}, hold: {type: string, default: ""}}
   retry: {max_attempts: 6, initial_interval: 200ms, max_interval: 2s}
   steps:
 %s"""
@@ -35,6 +35,9 @@ def main(value, context):
             "pid": os.getpid(), "at": time.time()}
     with open(value["run"]["journal"], "a") as journal:
         journal.write(json.dumps(line) + "\\n")
+    hold = value["run"].get("hold")
+    while hold and not os.path.exists(hold):
+        time.sleep(0.05)
     time.sleep(value["run"]["steps_s"])
     return before + 1
 '''

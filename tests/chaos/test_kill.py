@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,12 +17,16 @@ from cluster.ray_runtime import _alive
 from headrace.results import Run
 from tests.environment import Environment, until
 
-pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.timeout(900)]
 
 
-def begin(environment: Environment, count: int, steps_s: float, workflow: str = "chain") -> list[str]:
-    """Starts runs of a workflow of five steps."""
-    value = {"journal": str(environment.folder / "journal.jsonl"), "steps_s": steps_s}
+def begin(
+    environment: Environment, count: int, steps_s: float, workflow: str = "chain", hold: Path | None = None
+) -> list[str]:
+    """Starts runs of a workflow of five steps, which go on when there is the file `hold`."""
+    value: dict[str, Any] = {"journal": str(environment.folder / "journal.jsonl"), "steps_s": steps_s}
+    if hold is not None:
+        value["hold"] = str(hold)
     return [environment.submit(workflow, value, patience_s=150) for _ in range(count)]
 
 
@@ -81,7 +86,7 @@ class Load:
         if self.error is not None:
             raise self.error
 
-    def wait_for_more(self, count: int, what: str, timeout_s: float = 90) -> None:
+    def wait_for_more(self, count: int, what: str, timeout_s: float = 240) -> None:
         """Until so many more runs have been acknowledged than now."""
         before = len(self.run_ids)
         until(lambda: self.error or len(self.run_ids) >= before + count, what, timeout_s)
@@ -140,11 +145,13 @@ def test_services_killed_together_lose_nothing(environment: Environment, capsys:
 def test_a_killed_worker_costs_one_attempt(environment: Environment, capsys: pytest.CaptureFixture[str]) -> None:
     """Steps whose workers are killed in the middle, under load, are tried again, spend no retry of theirs, and end."""
     with Load(environment) as load:
-        slow = begin(environment, 3, 3.0)
+        let_go = environment.folder / "let-go"
+        slow = begin(environment, 3, 0.05, hold=let_go)
         lines = until(lambda: _working(environment, slow), "three steps in the middle of their work")
         for line in lines:
             os.kill(line["pid"], signal.SIGKILL)
         killed = time.time()
+        let_go.touch()
         load.wait_for_more(4, "runs acknowledged after the kill")
     load.run_ids += slow
     runs = {run.id: run for run in told(environment, "three workers", load, killed, capsys)}
@@ -156,7 +163,7 @@ def test_a_killed_worker_costs_one_attempt(environment: Environment, capsys: pyt
 
 
 def _working(environment: Environment, run_ids: list[str]) -> list[dict[str, Any]]:
-    """The first step of each run, once all of them have begun; they take three seconds."""
+    """The first step of each run, once all of them have begun; they are held there."""
     begun = [line for line in executions(environment) if line["run"] in run_ids and line["step"] == "s1"]
     return begun if len({line["run"] for line in begun}) == len(run_ids) else []
 

@@ -16,7 +16,7 @@ from cluster.ray_runtime import LocalCluster
 from headrace import AsyncClient
 
 
-async def until(check: Callable[[], Any], *, seconds: float = 120.0) -> Any:
+async def until(check: Callable[[], Any], *, seconds: float = 180.0) -> Any:
     """Poll `check` (sync or async) until it gives something true."""
     deadline = time.monotonic() + seconds
     while True:
@@ -55,7 +55,7 @@ async def planes(wired: Mapping[str, Any]) -> AsyncIterator[None]:
         ray.kill(ray.get_actor(CONTROL_PLANE, NAMESPACE), no_restart=True)
         for app in serve.status().applications:
             serve.delete(app, _blocking=False)
-        await until(lambda: not serve.status().applications, seconds=90)
+        await until(lambda: not serve.status().applications, seconds=180)
 
 
 async def answering(client: AsyncClient) -> None:
@@ -67,10 +67,10 @@ async def answering(client: AsyncClient) -> None:
         except HeadraceError:
             return False
 
-    await until(answers, seconds=60)
+    await until(answers, seconds=180)
 
 
-async def deployed(client: AsyncClient, wired: Mapping[str, Any], *, seconds: float = 120.0) -> dict[str, Any]:
+async def deployed(client: AsyncClient, wired: Mapping[str, Any], *, seconds: float = 240.0) -> dict[str, Any]:
     """The deployment of this configuration, once it has ended."""
     made = await client.deploy({"config": dict(wired)})
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 BIN = Path(sys.executable).parent
 WORKFLOW = """
@@ -49,7 +49,7 @@ class Project:
     folder: Path
     dashboard: str = ""
 
-    def call(self, *command: str, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
+    def call(self, *command: str, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
         env = {
             name: value
             for name, value in os.environ.items()
@@ -60,7 +60,7 @@ class Project:
             command, cwd=self.folder, env=env, capture_output=True, text=True, timeout=timeout_s, check=False
         )
 
-    def headrace(self, *arguments: str, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
+    def headrace(self, *arguments: str, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
         return self.call(str(BIN / "headrace"), *arguments, timeout_s=timeout_s)
 
     def job(self, *entrypoint: str) -> subprocess.CompletedProcess[str]:
@@ -83,7 +83,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     (folder / "inside.py").write_text(IN_CLUSTER)
     one = Project(folder)
     try:
-        done = one.headrace("up", "--json", timeout_s=200)
+        done = one.headrace("up", "--json", timeout_s=290)
         assert done.returncode == 0, done.stderr
         one.dashboard = json.loads(done.stdout)["dashboard"]
         yield one

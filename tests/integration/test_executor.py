@@ -120,7 +120,7 @@ def attempt(step_id: str, value: Any = None, **more: Any) -> Attempt:
     return Attempt(**fields)
 
 
-async def until(holds: Callable[[], bool], timeout_s: float = 60) -> None:
+async def until(holds: Callable[[], bool], timeout_s: float = 150) -> None:
     """Waits for something that another process does."""
     for _ in range(int(timeout_s / 0.02)):
         if holds():
@@ -171,7 +171,8 @@ async def test_a_step_that_hangs_ends_at_its_timeout(executor: RayExecutor, tmp_
     """A sleeping step is interrupted; one that refuses to stop is killed with its worker."""
     sleeping = await executor.run(attempt("sleeps", str(tmp_path / "s"), timeout_s=0.5))
     assert sleeping.status == "timeout"
-    stubborn = await executor.run(attempt("stubborn", str(tmp_path / "p"), timeout_s=0.5))
+    # (Time enough for it to begin: what is ended before that needs no force.)
+    stubborn = await executor.run(attempt("stubborn", str(tmp_path / "p"), timeout_s=3))
     assert stubborn.status == "timeout"
     assert stubborn.error is not None
     assert stubborn.error["details"]["killed"] is True

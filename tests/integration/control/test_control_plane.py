@@ -19,7 +19,7 @@ from serve_apps.control.gateway import RayControlGateway
 from serve_apps.protocol import InferRequest
 from tests.integration.serving import planes, until
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 ECHO = {"provider": "python", "class": "serve_apps.hosts.testing:Echo", "resources": {"cpus": 0.1}}
 QUICK = {
@@ -149,7 +149,8 @@ async def test_a_good_candidate_is_promoted_under_load_without_a_failed_request(
         await until(lambda: len(load.answers) > 50)
         both = {"1.0.0": ECHO, "1.1.0": {**ECHO, "config": {"prefix": ""}, "seed": 1}}
         assert (await deployed(gateway, wire(bucket, both)))["state"] == "done"
-        started = await gateway.call("release_start", {"model": "echo", "candidate": "1.1.0"})
+        analysis = {"latency_p95": 50}  # two versions of one machine that is busy with other things, too
+        started = await gateway.call("release_start", {"model": "echo", "candidate": "1.1.0", "analysis": analysis})
         assert started["percent"] == 20
         pid = await ray.get_actor(CONTROL_PLANE, NAMESPACE).pid.remote()
         os.kill(pid, signal.SIGKILL)
@@ -170,7 +171,7 @@ async def test_a_good_candidate_is_promoted_under_load_without_a_failed_request(
     assert load.failures == []
 
 
-@pytest.mark.parametrize(("bad", "metric"), [({"fail_on": "poison"}, "error_rate"), ({"delay_s": 0.2}, "latency_p95")])
+@pytest.mark.parametrize(("bad", "metric"), [({"fail_on": "poison"}, "error_rate"), ({"delay_s": 0.7}, "latency_p95")])
 async def test_a_bad_candidate_is_rolled_back_by_itself(
     gateway: RayControlGateway, tmp_path: Path, bad: dict[str, Any], metric: str
 ) -> None:

@@ -20,7 +20,7 @@ from serve_apps.control.events import ArrivalsLearned, encode_event
 from serve_apps.protocol import InferRequest
 from tests.integration.serving import serving, until, wire
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 COLD = {
     "provider": "python",
     "class": "serve_apps.hosts.testing:Echo",

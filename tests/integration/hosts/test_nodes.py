@@ -21,7 +21,7 @@ from serve_apps.hosts.app import cluster_nodes, deployment_options
 from tests.extra_nodes import ExtraNode
 from tests.integration import serving
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 ECHO = {"provider": "python", "class": "serve_apps.hosts.testing:Echo", "resources": {"cpus": 0.1}}
 

@@ -22,7 +22,7 @@ from pipelines.run_store.testing import StoreFactory, wait_ended
 from pipelines.verify.reading import verify_url
 from serve_apps.http.runs_gateway import RayRunsGateway
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 DAY_S = 86_400.0
 QUICK = "workflow: {name: quick, steps: [{id: a, type: python_script}]}"

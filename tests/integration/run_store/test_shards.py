@@ -22,7 +22,7 @@ from serve_apps.control.bootstrap import ensure_control_plane
 from serve_apps.control.gateway import RayControlGateway
 from serve_apps.http.runs_gateway import RayRunsGateway
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 LOCKED = """
 workflow:
@@ -63,13 +63,13 @@ async def gateway(ray_cluster: LocalCluster, tmp_path: Path) -> AsyncIterator[Ra
             {
                 "storage": {"url": f"file://{tmp_path}/bucket"},
                 "state": {"shards": 2},
-                "outbound_breaker": {"consecutive_failures": 2, "base_ejection_s": 2, "half_open_requests": 2},
+                "outbound_breaker": {"consecutive_failures": 2, "base_ejection_s": 8, "half_open_requests": 2},
             }
         )
     )
     await asyncio.to_thread(ensure_control_plane, wire)
     await asyncio.to_thread(ensure_run_stores, wire)
-    yield RayRunsGateway(shards=2, patience_s=30)
+    yield RayRunsGateway(shards=2, patience_s=120)
     for name in (*(run_store_actor(shard) for shard in range(2)), CONTROL_PLANE):
         ray.kill(ray.get_actor(name, namespace=NAMESPACE), no_restart=True)
 
@@ -84,7 +84,7 @@ async def kill(name: str) -> None:
 
 
 async def ended(gateway: RayRunsGateway, run_id: str) -> dict[str, Any]:
-    async with asyncio.timeout(90):
+    async with asyncio.timeout(180):
         after = 0
         while True:
             page = await gateway.events(run_id, after, 10.0)
@@ -96,7 +96,7 @@ async def ended(gateway: RayRunsGateway, run_id: str) -> dict[str, Any]:
 
 async def comes(look: Callable[[], Awaitable[Any]]) -> Any:
     """Ask again until there is an answer that is not empty."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while True:
             if found := await look():
                 return found

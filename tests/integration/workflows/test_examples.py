@@ -16,7 +16,7 @@ from PIL import Image
 from headrace.results import Run
 from tests.environment import REPOSITORY, Environment, until
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 EXAMPLES = REPOSITORY / "configs" / "workflows"
 DEV = """
@@ -82,7 +82,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Environmen
 
 def run(environment: Environment, workflow: str, input: Any = None, **options: Any) -> Run:
     """One run that must succeed."""
-    ended = environment.client.run(workflow, input, timeout_s=120, **options)
+    ended = environment.client.run(workflow, input, timeout_s=240, **options)
     assert ended.succeeded, (ended.error, {s.id: s.error for s in ended.steps.values() if s.error})
     return ended
 
@@ -131,14 +131,14 @@ def test_the_approval_example_waits_for_a_person(environment: Environment) -> No
     started = client.submit("approval")
     until(lambda: client.get_run(started.id).steps["release"].state == "RUNNING", "the approval")
     client.signal(started.id, "release", {"approved": True})
-    assert client.wait(started.id, timeout_s=60).steps["publish"].output == "published: headrace 0.1 is out"
+    assert client.wait(started.id, timeout_s=240).steps["publish"].output == "published: headrace 0.1 is out"
 
 
 def test_the_lock_example_gives_growing_fences(environment: Environment) -> None:
     """Runs that want one account pass one after another."""
     client = environment.client
     runs = [client.submit("queue_and_lock", {"account": "7"}) for _ in range(4)]
-    ended = [client.wait(r.id, timeout_s=60) for r in runs]
+    ended = [client.wait(r.id, timeout_s=240) for r in runs]
     spans = sorted((r.steps["book"].raw["started_at"], r.steps["book"].raw["finished_at"]) for r in ended)
     assert all(r.succeeded for r in ended)
     assert all(before[1] <= after[0] for before, after in itertools.pairwise(spans))
@@ -164,14 +164,14 @@ def test_the_breaker_example_parks_its_calls_and_goes_on(environment: Environmen
 def test_the_fix_and_resume_example_repeats_nothing(environment: Environment) -> None:
     """The walk-through of its first lines: what was read is not read again, and the answer says so beforehand."""
     client, folder = environment.client, EXAMPLES / "fix_and_resume"
-    failed = client.run("fix_and_resume", timeout_s=60)
+    failed = client.run("fix_and_resume", timeout_s=240)
     assert (failed.state, failed.steps["total"].state) == ("FAILED", "FAILED")
     asked = client.resume(failed.id, workflow=folder / "mended.yaml")
     assert asked["plan"]["kept"] == ["read"]
     assert set(asked["plan"]["again"]) == {"total", "report"}
     assert client.get_run(failed.id).state == "FAILED"
     client.resume(failed.id, workflow=folder / "mended.yaml", confirm=True)
-    ended = client.wait(failed.id, timeout_s=60)
+    ended = client.wait(failed.id, timeout_s=240)
     assert ended.steps["report"].output == "the total is 12"
     assert ended.steps["read"].raw["attempts"] == 1
 
@@ -214,7 +214,7 @@ def test_the_many_photos_example_keeps_their_order(environment: Environment) -> 
 
 def test_a_file_that_is_no_picture_ends_the_run_with_the_scripts_own_words(environment: Environment) -> None:
     """The step's error says which file it was."""
-    ended = environment.client.run("image_processing", files={"photo": ("x.png", b"no picture")}, timeout_s=60)
+    ended = environment.client.run("image_processing", files={"photo": ("x.png", b"no picture")}, timeout_s=240)
     assert ended.state == "FAILED"
     error = ended.steps["preprocess"].error
     assert error is not None
