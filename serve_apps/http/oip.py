@@ -11,9 +11,9 @@ import orjson
 from cluster.config.models import Signature, TensorSpec
 from cluster.errors import HeadraceError, InvalidInput, NotFound, TooLarge
 from serve_apps.http.exchange import Exchange, Reply, decision_headers, error_reply
+from serve_apps.http.not_offered import not_offered
 from serve_apps.http.oip_decode import decode
 from serve_apps.http.oip_encode import encode
-from serve_apps.http.oip_extensions import not_offered
 from serve_apps.router.decide import Call, CompiledModel, split_name, unknown_model
 from serve_apps.router.service import Router
 

@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 
 from cluster.errors import HeadraceError, InternalError, InvalidInput, NotFound
 from serve_apps.http.json_text import dumps
-from serve_apps.http.oip_extensions import not_offered
+from serve_apps.http.not_offered import not_offered
 
 __all__ = ["body_of", "from_status", "headers_of", "install_problem_handlers", "media_type_of", "response_of"]
 

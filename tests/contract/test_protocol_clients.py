@@ -371,6 +371,8 @@ def test_openai_errors(sdk: openai.OpenAI, server: Server) -> None:
     tool: Any = {"type": "function", "function": {"name": "f", "parameters": {}}}
     with pytest.raises(openai.BadRequestError, match="tool calls"):
         sdk.chat.completions.create(model="chat", messages=MESSAGES, tools=[tool])
+    with pytest.raises(openai.NotFoundError, match="use POST /v1/chat/completions"):
+        sdk.responses.create(model="chat", input="hello")
     with pytest.raises(openai.RateLimitError, match="queue is full"):
         sdk.chat.completions.create(model="full", messages=MESSAGES)
     with pytest.raises(openai.RateLimitError, match="queue is full"):

@@ -1,5 +1,5 @@
-"""What of Triton's extensions of the protocol, and of KServe's older one, is not offered, and what does the same here.
-Pure."""
+"""What of Triton's extensions, KServe's older protocol and OpenAI's newer API is not offered, and what does the same
+here. Pure."""
 
 from __future__ import annotations
 
@@ -44,6 +44,12 @@ _EXTENSIONS: tuple[tuple[re.Pattern[str], type[HeadraceError], str], ...] = tupl
             r"/v1/models/[^/]+:(predict|explain)",
             NotFound,
             "KServe's v1 protocol is not offered: POST /v2/models/{model}/infer is the one that is",
+        ),
+        (
+            r"/v1/(responses|conversations|assistants|threads)(/.*)?",
+            NotFound,
+            "of OpenAI's API only models, chat completions, completions and embeddings are offered: use "
+            "POST /v1/chat/completions (`client.chat.completions` of the SDK)",
         ),
     )
 )
