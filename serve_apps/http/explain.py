@@ -85,6 +85,7 @@ async def explain(router: Router, body: ExplainBody, caller: Caller) -> dict[str
         pinned=body.version,
         sticky=body.sticky,
         timeout_s=parse_seconds(wait) if wait is not None else None,
-        needs=needs_of(body.parameters),
+        # Of a chat only: a class of the user's own may have parameters of these names.
+        needs=needs_of(body.parameters) if body.messages is not None else None,
     )
     return await router.explain(call)

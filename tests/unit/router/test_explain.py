@@ -122,9 +122,11 @@ async def test_half_a_surrogate_pair_is_refused(body: dict[str, Any]) -> None:
 
 
 async def test_what_the_version_cannot_do_is_told_as_the_request_would_be() -> None:
-    """Parameters that only an endpoint does, sent to a version of another provider."""
+    """A chat with what only an endpoint does, sent to another provider; elsewhere these names are the model's own."""
+    asked = {"tools": [{"type": "function"}]}
     with pytest.raises(InvalidInput, match="tool calls"):
-        await explained("a", question="x", parameters={"tools": [{"type": "function"}]})
+        await explained("a", messages=[{"role": "user", "content": "x"}], parameters=asked)
+    assert (await explained("a", inputs={"x": "x"}, parameters=asked))["model"] == "a"
 
 
 async def test_versions_that_are_asked_though_too_many_are_out() -> None:
