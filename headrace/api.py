@@ -30,7 +30,7 @@ from headrace.results import (
 from headrace.tensors import decode_answer, encode_request
 from headrace.wire import Call, Response, error_of, header_text, json_body, path_of
 
-__all__ = ["File", "Files", "admin", "chat_body", "pinned", "stream_text"]
+__all__ = ["File", "Files", "admin", "chat_body", "pinned", "stream_ended", "stream_text"]
 
 File = bytes | Path | tuple[str, bytes]
 """Content, a path to read, or (name, content)."""
@@ -110,9 +110,14 @@ def chat(
     return Call("POST", "/v1/chat/completions", as_chat, {**kind, **headers}, body)
 
 
+def stream_ended(data: str) -> bool:
+    """Whether this is the mark behind the last chunk of a streamed answer."""
+    return data.strip() == "[DONE]"
+
+
 def stream_text(data: str) -> str:
     """The text in one chunk of a streamed chat answer. Raises the error that a chunk carries."""
-    if data.strip() == "[DONE]":
+    if stream_ended(data):
         return ""
     try:
         chunk = json.loads(data)

@@ -86,12 +86,16 @@ class Client(Operators):
     def stream(
         self, model: str, messages: str | Sequence[Mapping[str, Any]], *, version: str | None = None, **options: Any
     ) -> Iterator[str]:
-        """The pieces of a chat answer as they are made."""
+        """The pieces of a chat answer as they are made. Raises Unavailable when they end before their end."""
         body, kind = api.chat_body(model, messages, stream=True, options=options)
         headers = {**kind, **api.pinned(version=version)}
+        whole = False
         for event in self._sse("POST", "/v1/chat/completions", headers, body):
+            whole = whole or api.stream_ended(event.data)
             if text := api.stream_text(event.data):
                 yield text
+        if not whole:
+            raise Unavailable("the stream broke off: the end of the answer did not come")
 
     def complete(self, model: str, prompt: str, *, version: str | None = None, **options: Any) -> Chat:
         """Continue a text."""

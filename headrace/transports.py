@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ipaddress
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, contextmanager
@@ -71,6 +73,16 @@ def _auth(api_key: str | None) -> dict[str, str]:
     return {"authorization": f"Bearer {api_key}"}
 
 
+def _trusts_environment(url: str) -> bool:
+    """Whether proxies that the environment names count: never on the way to a cluster on this machine."""
+    import httpx
+
+    host = httpx.URL(url).host
+    with contextlib.suppress(ValueError):
+        return not ipaddress.ip_address(host).is_loopback
+    return host != "localhost"
+
+
 def _base(url: str) -> str:
     """Raises `InvalidConfig` for what is no URL of a server."""
     import httpx
@@ -118,7 +130,9 @@ class HttpTransport:
 
         self._url = _base(url)
         self._http = http or httpx.Client(
-            timeout=httpx.Timeout(timeout_s, connect=10), headers={"user-agent": "headrace"}
+            timeout=httpx.Timeout(timeout_s, connect=10),
+            headers={"user-agent": "headrace"},
+            trust_env=_trusts_environment(self._url),
         )
         self._headers = _auth(api_key)
         self._timeout_s = timeout_s
@@ -171,7 +185,9 @@ class AsyncHttpTransport:
 
         self._url = _base(url)
         self._http = http or httpx.AsyncClient(
-            timeout=httpx.Timeout(timeout_s, connect=10), headers={"user-agent": "headrace"}
+            timeout=httpx.Timeout(timeout_s, connect=10),
+            headers={"user-agent": "headrace"},
+            trust_env=_trusts_environment(self._url),
         )
         self._headers = _auth(api_key)
         self._timeout_s = timeout_s

@@ -144,6 +144,16 @@ def test_stream_yields_pieces_and_raises_an_error_chunk() -> None:
         list(one.stream("m", "x"))
 
 
+def test_a_stream_without_its_end_is_an_error() -> None:
+    """A connection that is closed in the middle, however politely, is not taken for the end of the answer."""
+    half = b'data: {"choices": [{"delta": {"content": "one "}}]}\n\n'
+    script = ScriptedTransport().on("POST", "/v1/chat/completions", Response(200, {}, half))
+    heard: list[str] = []
+    with pytest.raises(Unavailable, match="broke off"):
+        heard.extend(client(script)[0].stream("m", "hi"))
+    assert heard == ["one "]
+
+
 def test_submit_with_files_is_multipart_and_has_a_key_of_its_own(tmp_path: Path) -> None:
     """Files go as parts under their names, lists as name[], and a fresh idempotency key makes repeating safe."""
     photo = tmp_path / "a.png"

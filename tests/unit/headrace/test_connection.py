@@ -100,6 +100,23 @@ def test_a_key_or_url_that_cannot_be_used_is_told_without_the_key(make: Any) -> 
             make(url, "hr_secret", timeout_s=1)
 
 
+@pytest.mark.parametrize(
+    ("url", "proxied"),
+    [
+        ("http://127.0.0.1:8000", False),
+        ("http://localhost:8000", False),
+        ("http://[::1]:8000", False),
+        ("http://cluster.example.com", True),
+        ("http://10.0.0.7", True),
+    ],
+)
+def test_no_proxy_stands_before_a_cluster_on_this_machine(url: str, proxied: bool) -> None:
+    """A proxy that the environment names is for other machines: it cannot reach this one's ports."""
+    transport = HttpTransport(url, None, timeout_s=1)
+    assert transport._http.trust_env is proxied
+    transport.close()
+
+
 def test_bad_values_are_told(tmp_path: Path) -> None:
     """A URL that is none and a damaged file are errors with a sentence."""
     with pytest.raises(InvalidConfig, match="not an http"):
