@@ -182,12 +182,28 @@ def connect(cluster: LocalCluster | None = None, *, address: str | None = None, 
     import ray
 
     if not ray.is_initialized():
+        if address:
+            check_reachable(address)
         try:
             ray.init(address=address or "auto", namespace=namespace, log_to_driver=False, logging_level="warning")
         except (ConnectionError, RuntimeError) as error:
             raise Unavailable(
                 f"no Ray cluster answers at {address or 'auto'}: {error}; start one: headrace up"
             ) from None
+
+
+def check_reachable(address: str, *, timeout_s: float = 10) -> None:
+    """Refuse a `host:port` at which nobody listens: Ray itself would try for minutes. Other forms (`auto`, `ray://…`)
+    are left to Ray. Raises Unavailable."""
+    host, sign, port = address.rpartition(":")
+    if not sign or not port.isdecimal() or "/" in host:
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=timeout_s).close()
+    except (OSError, OverflowError) as error:
+        raise Unavailable(
+            f"no Ray cluster answers at {address} ({error}): is it up, and is the address (cluster.address) right?"
+        ) from None
 
 
 def _short_temp_dir() -> str:
