@@ -10,13 +10,13 @@ from pipelines.engine import events as ev
 from pipelines.engine.commands import CancelAttempt, RunEnded
 from pipelines.engine.core import Core
 from pipelines.engine.render import error_dict, run_output
-from pipelines.engine.runs import Run, Step
+from pipelines.engine.runs import Run, Step, Unit
 from pipelines.engine.sizes import too_large
 from pipelines.engine.state import RUN_OUTPUT
 from pipelines.engine.states import RunState, StepState
 from pipelines.spec.values import ValueNeeded
 
-__all__ = ["cancel_run", "fail_run", "fail_step", "finish_run", "in_flight", "stop", "under_way_s"]
+__all__ = ["attempt_in_flight", "cancel_run", "fail_run", "fail_step", "finish_run", "in_flight", "stop", "under_way_s"]
 
 _InFlight = tuple[str, int | None, int, str | None]
 """(step id, item, fence, child run id)."""
@@ -31,6 +31,23 @@ def in_flight(run: Run, index: int, step: Step) -> list[_InFlight]:
     if step.items is not None:
         found += [(step_id, item, u.fence, u.child) for item, u in step.items.units.items() if u.fence]
     return found
+
+
+def attempt_in_flight(
+    core: Core, run_id: str, step_id: str, item: int | None, fence: int
+) -> tuple[Run, int, Unit] | None:
+    """The attempt with this fence, while it is the one that counts: its run, the index of its step, its unit."""
+    run = core.state.runs.get(run_id)
+    if run is None or run.ended:
+        return None
+    index = run.plan.index.get(step_id)
+    if index is None:
+        return None
+    step: Step = run.steps[index]
+    if step.state is not StepState.RUNNING:
+        return None
+    unit = step.unit if item is None else (step.items.units.get(item) if step.items is not None else None)
+    return (run, index, unit) if unit is not None and fence and unit.fence == fence else None
 
 
 def under_way_s(core: Core, step: Step) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import orjson
@@ -13,28 +13,26 @@ from cluster.errors import Conflict, CorruptObject, FormatVersionUnsupported, No
 from cluster.slots.protocol import Grant
 from pipelines.engine import events as ev
 from pipelines.engine import resume as resuming
-from pipelines.engine.attempts import begin_run, child_ended, queue_unit, start, unit_failed, unit_succeeded
+from pipelines.engine.attempts import begin_run, child_ended, start, unit_failed, unit_succeeded
 from pipelines.engine.codec import FORMAT
 from pipelines.engine.commands import Decision, RunEnded
 from pipelines.engine.core import PROBE_AGAIN_S, VALUES_BYTES, Breaker, Core, EngineLimits
-from pipelines.engine.ending import cancel_run, fail_run, fail_step, stop
-from pipelines.engine.invariants import check
-from pipelines.engine.item_view import attempts_in_flight, item_page
+from pipelines.engine.due import fire
+from pipelines.engine.ending import attempt_in_flight, cancel_run, fail_step
+from pipelines.engine.engine_views import EngineViews
 from pipelines.engine.plan import Plan, definition_digest, spec_to_dict
 from pipelines.engine.recover import recover_run
 from pipelines.engine.render import check_input, error_dict
-from pipelines.engine.runs import Run, Step, Unit
 from pipelines.engine.sizes import too_much_read
-from pipelines.engine.states import RunState, StepState
-from pipelines.engine.steps import consider, read_on, retry_due
-from pipelines.engine.view import run_summary, run_view
+from pipelines.engine.states import StepState
+from pipelines.engine.steps import consider, read_on
 from pipelines.executor.port import Outcome
 from pipelines.spec.models import WorkflowSpec
 
 __all__ = ["Engine"]
 
 
-class Engine:
+class Engine(EngineViews):
     """All runs of one shard. `ids` makes ids for nested runs, `random` draws jitter; both only while deciding."""
 
     def __init__(
@@ -43,14 +41,6 @@ class Engine:
         self._core = Core(ids=ids, random=random, limits=limits or EngineLimits())
 
     # --- snapshot, replay, recovery ---------------------------------------------------------------------------------
-
-    def dump(self) -> bytes:
-        """The state as JSON, for a snapshot."""
-        return orjson.dumps({"format": FORMAT, **self._core.state.dump()}, option=orjson.OPT_NON_STR_KEYS)
-
-    def dump_head(self) -> bytes:
-        """As `dump`, without `runs`: each of them is `record_bytes`."""
-        return orjson.dumps({"format": FORMAT, **self._core.state.dump_head()}, option=orjson.OPT_NON_STR_KEYS)
 
     def on_before_change(self, listener: Callable[[str], None] | None) -> None:
         """Have it called with the id of every run that a fact is about to change; None: no more."""
@@ -115,27 +105,6 @@ class Engine:
         decision.digest = digest
         return decision
 
-    @property
-    def workflows(self) -> Mapping[str, Plan]:
-        """The newest definition of every name."""
-        state = self._core.state
-        return {name: state.plans[digest] for name, digest in state.latest.items()}
-
-    def bundles(self) -> frozenset[str]:
-        """The digests of the folders of all definitions, old ones included."""
-        return frozenset(plan.bundle for plan in self._core.state.plans.values() if plan.bundle is not None)
-
-    def definitions(self) -> list[dict[str, Any]]:
-        """All definitions as `register` takes them, the newest of each name after its older ones."""
-        state = self._core.state
-        newest = set(state.latest.values())
-        plans = sorted(state.plans.values(), key=lambda plan: plan.digest in newest)
-        return [{"name": plan.name, "spec": plan.raw, "bundle": plan.bundle, "scripts": plan.scripts} for plan in plans]
-
-    def plan(self, digest: str) -> Plan:
-        """A definition by its digest. Raises `NotFound`."""
-        return self._core.state.plan(digest)
-
     # --- runs -------------------------------------------------------------------------------------------------------
 
     def submit(
@@ -192,7 +161,7 @@ class Engine:
         """How a `StartAttempt` ended. Refused when that attempt is no longer the one that counts."""
         core = self._begin(now)
         core.scheduler.finish(fence)
-        found = self._in_flight(run_id, step_id, item, fence)
+        found = attempt_in_flight(core, run_id, step_id, item, fence)
         if found is None:
             decision = self._decide()
             decision.refused = f"fence {fence} of step {step_id} of run {run_id} is stale: its result is not taken"
@@ -272,7 +241,7 @@ class Engine:
             _, _, kind, run_id, index, item, mark = heapq.heappop(core.timers)
             run = core.state.runs.get(run_id)
             if run is not None and not run.ended:
-                self._fire(kind, run, index, item, mark)
+                fire(core, kind, run, index, item, mark)
         core.probe_again()
         return self._decide()
 
@@ -301,16 +270,6 @@ class Engine:
         for grant in grants:
             core.scheduler.granted(grant.ticket, grant.fence)
         return self._decide()
-
-    @property
-    def shares_slots(self) -> bool:
-        """Whether locks and named queues are asked for (`AskSlot`)."""
-        return self._core.limits.shared
-
-    @property
-    def lock_fence(self) -> int:
-        """No lock was ever held here under a higher fence."""
-        return max(self._core.state.fence, self._core.state.lock_fence)
 
     def value_fetched(
         self,
@@ -354,14 +313,6 @@ class Engine:
         """Whether a resumed run may yet go on with this finished one, which it called: then it should stay."""
         return resuming.wanted(self._core, self._core.state.run(run_id))
 
-    def record(self, run_id: str) -> dict[str, Any]:
-        """All that is known of a run, as JSON: for the archive, `restore`, and `view_of_record`."""
-        return self._core.state.run(run_id).dump()
-
-    def record_bytes(self, run_id: str) -> bytes:
-        """`record` as JSON text, as it stands in `dump`."""
-        return orjson.dumps(self.record(run_id), option=orjson.OPT_NON_STR_KEYS)
-
     def restore(self, record: Mapping[str, Any]) -> Decision:
         """Bring an evicted run back, to be resumed. Its definition must be known. Raises `NotFound`, `Conflict`."""
         core = self._begin(self._core.now)
@@ -371,81 +322,6 @@ class Engine:
         core.state.plan(record["digest"])
         core.emit(ev.RunRestored(run_id=run_id, record=dict(record)))
         return self._decide()
-
-    # --- looking ----------------------------------------------------------------------------------------------------
-
-    def __contains__(self, run_id: str) -> bool:
-        return run_id in self._core.state.runs
-
-    def __len__(self) -> int:
-        return len(self._core.state.runs)
-
-    def run_ids(self) -> list[str]:
-        """Every run in memory, in the order of submission."""
-        return list(self._core.state.runs)
-
-    def run_state(self, run_id: str) -> RunState:
-        """The state of a run in memory. Raises `NotFound`."""
-        return self._core.state.run(run_id).state
-
-    def view(self, run_id: str) -> dict[str, Any]:
-        """A run as users see it: state, steps, why each one waits, progress, outputs, errors. Raises `NotFound`."""
-        return run_view(self._core.state.run(run_id))
-
-    def item_page(
-        self, run_id: str, step_id: str, *, states: Collection[str] = (), after: int = -1, limit: int = 100
-    ) -> dict[str, Any]:
-        """Items of a `foreach` in memory, see `item_view.item_page`. Raises `NotFound`, `Conflict`."""
-        run, index, _ = self._core.state.find(run_id, step_id)
-        return item_page(run, index, states=states, after=after, limit=limit)
-
-    def item_page_of_record(
-        self,
-        record: Mapping[str, Any],
-        step_id: str,
-        *,
-        states: Collection[str] = (),
-        after: int = -1,
-        limit: int = 100,
-    ) -> dict[str, Any]:
-        """As `item_page`, for a run that is only in the archive."""
-        run = Run.load(record, self._core.state.plan(record["digest"]))
-        index = run.plan.index.get(step_id)
-        if index is None:
-            raise NotFound(f"run {run.id} of workflow {run.workflow!r} has no step {step_id!r}")
-        return item_page(run, index, states=states, after=after, limit=limit)
-
-    def attempts_in_flight(self, run_id: str) -> list[dict[str, Any]]:
-        """What of a run in memory runs now: `{step, item, attempt, fence, started_at}`. Raises `NotFound`."""
-        return attempts_in_flight(self._core.state.run(run_id))
-
-    def view_of_record(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """As `view`, for a run that is only in the archive."""
-        return run_view(Run.load(record, self._core.state.plan(record["digest"])))
-
-    def summary(self, run_id: str) -> dict[str, Any]:
-        """One row of a list of runs. Raises `NotFound`."""
-        return run_summary(self._core.state.run(run_id))
-
-    def slots(self) -> list[dict[str, Any]]:
-        """Who holds and who waits for locks and named queues; see `Scheduler.slots`."""
-        return self._core.scheduler.slots()
-
-    def gauges(self) -> dict[str, Any]:
-        """Counts for metrics: open runs, attempts in flight, attempts that wait per queue, for
-        locks, and parked per breaker."""
-        core = self._core
-        return {
-            "runs": len(core.state.runs),
-            "running": len(core.scheduler.running),
-            "waiting": core.scheduler.waiting(),
-            "locked": core.scheduler.waiting_for_locks(),
-            "parked": {key: len(parked) for key, parked in core.parked.items() if parked},
-        }
-
-    def check_invariants(self) -> None:
-        """Raise AssertionError when memory contradicts itself. For tests: it walks over everything."""
-        check(self._core)
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
@@ -471,69 +347,6 @@ class Engine:
                 break
             start(core, ready)
         return Decision(events=core.events, commands=core.commands)
-
-    def _in_flight(self, run_id: str, step_id: str, item: int | None, fence: int) -> tuple[Run, int, Unit] | None:
-        run = self._core.state.runs.get(run_id)
-        if run is None or run.ended:
-            return None
-        index = run.plan.index.get(step_id)
-        if index is None:
-            return None
-        step: Step = run.steps[index]
-        if step.state is not StepState.RUNNING:
-            return None
-        unit = step.unit if item is None else (step.items.units.get(item) if step.items is not None else None)
-        return (run, index, unit) if unit is not None and fence and unit.fence == fence else None
-
-    def _fire(self, kind: str, run: Run, index: int, item: int | None, mark: float) -> None:
-        core = self._core
-        if kind == "run":
-            timeout = run.plan.spec.timeout
-            began = run.resumed_at or run.created_at
-            if timeout is not None and began + timeout <= core.now:
-                fail_run(core, run, error_dict("run_timeout", f"the run took longer than its timeout of {timeout:g} s"))
-            return
-        if index >= len(run.steps):
-            return  # it was set before a resume under a definition with fewer steps
-        planned, step = run.plan.steps[index], run.steps[index]
-        if kind == "retry":
-            retry_due(core, run, index, item, mark)
-        elif kind == "delay":
-            if step.state is StepState.PENDING and step.waiting == "delay":
-                consider(core, run, index)
-        elif kind == "loop":
-            if step.state is StepState.RUNNING and step.waiting == "delay" and step.iteration == mark:
-                step.waiting = None
-                queue_unit(core, run, index, None)
-        elif kind == "attempt":
-            found = self._in_flight(run.id, planned.id, item, int(mark))
-            if found is not None:
-                self._attempt_overdue(run, index, item, found[2])
-        elif kind == "step" and step.state is StepState.RUNNING and step.started_at == mark:
-            self._step_overdue(run, index, step)
-
-    def _attempt_overdue(self, run: Run, index: int, item: int | None, unit: Unit) -> None:
-        core, planned = self._core, run.plan.steps[index]
-        fence, child = unit.fence, unit.child
-        error = error_dict("step_timeout", f"the attempt did not end within its timeout of {planned.timeout:g} s")
-        unit_failed(core, run, index, item, fence, error, duration_s=core.now - unit.started_at)
-        stop(core, run, [(planned.id, item, fence, child)], "timeout")
-
-    def _step_overdue(self, run: Run, index: int, step: Step) -> None:
-        core, planned = self._core, run.plan.steps[index]
-        if planned.type == "approval" and planned.spec.on_timeout == "approve":
-            output = {"approved": True, "by": "timeout"}
-            core.emit(ev.StepSucceeded(run_id=run.id, step_id=planned.id, output=output, at=core.now))
-            return
-        limit = planned.total_timeout or 0.0
-        if planned.type == "approval":
-            code = "rejected" if planned.spec.on_timeout == "reject" else "approval_timeout"
-            error = error_dict(code, f"nobody answered step {planned.id!r} within {limit:g} s")
-        else:
-            error = error_dict(
-                "step_timeout", f"step {planned.id!r} took longer than its timeout of {limit:g} s in all"
-            )
-        fail_step(core, run, index, error)
 
 
 def _error_of(outcome: Outcome) -> Mapping[str, Any]:

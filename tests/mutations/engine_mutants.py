@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from tests.mutations.mutant import (
-    ENGINE,
     GUARDS,
     JOINS,
     RECOVERY,
@@ -24,7 +23,7 @@ ENGINE_MUTANTS = (
     Mutant(
         name="stale-fence",
         invariant="one_result",
-        file=ENGINE,
+        file="pipelines/engine/ending.py",
         old="if unit is not None and fence and unit.fence == fence else None",
         new="if unit is not None and fence and unit.fence else None",
         tests=(f"{window(1)}_a_replaced_attempt_hands_in_late",),
@@ -32,7 +31,7 @@ ENGINE_MUTANTS = (
     Mutant(
         name="stale-fence-by-the-books",
         invariant="one_result",
-        file=ENGINE,
+        file="pipelines/engine/ending.py",
         old="if unit is not None and fence and unit.fence == fence else None",
         new="if unit is not None and fence and unit.fence else None",
         tests=(f"{SPINE}::test_a_late_result_of_an_older_attempt_is_refused",),

@@ -55,7 +55,6 @@ SCHEDULING = "tests/unit/engine/test_scheduling.py"
 SERVICE = "tests/unit/run_store/test_service.py"
 
 ATTEMPTS = "pipelines/engine/attempts.py"
-ENGINE = "pipelines/engine/engine.py"
 STATE = "pipelines/engine/state.py"
 STATES = "pipelines/engine/states.py"
 KERNEL = "pipelines/run_store/kernel.py"
