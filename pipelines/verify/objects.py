@@ -110,9 +110,7 @@ async def missing_blobs(
     bucket: Bucket, named: Mapping[str, NamedBlobs], archives: Mapping[str, Archive]
 ) -> AsyncIterator[MissingBlob]:
     """Every blob that a log (by its prefix) or its archive names, and that is not there."""
-    there: set[str] = set()
-    for folder in range(256):
-        there.update(key.rsplit("/", 1)[-1] for key in await patient_list(bucket, f"blobs/{folder:02x}/"))
+    there = {key.rsplit("/", 1)[-1] for key in await patient_list(bucket, "blobs/")}
     for log, book in named.items():
         for sha256 in book.bundles.keys() - there:
             yield MissingBlob(

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from cluster.clock import IdSource, SystemIds
-from cluster.errors import HeadraceError, LayoutChanged, NotFound, Unavailable
+from cluster.errors import HeadraceError, InvalidInput, LayoutChanged, NotFound, Unavailable
 from cluster.layout import Layouts
 from cluster.names import NAMESPACE, run_id, run_store_actor, shard_of_run
 
@@ -130,18 +130,11 @@ class ShardedRunsGateway:
         try:
             return dict(await self._call(shard, "submit", (wire,), timeout_s=30.0))
         except NotFound:
-            if shard == 0 or not await self._share_workflows(shard, str(request.get("workflow"))):
+            known = [] if shard == 0 else await self._call(0, "definitions", (), timeout_s=30.0)
+            if request.get("workflow") not in {definition["name"] for definition in known}:
                 raise
+            await self._call(shard, "take_definitions", (known,), timeout_s=30.0)
             return dict(await self._call(shard, "submit", (wire,), timeout_s=30.0))
-
-    async def _share_workflows(self, shard: int, name: str) -> bool:
-        """A shard that is newer than a workflow's registration gets what it lacks from shard 0; False: it is not there
-        either."""
-        known = await self._call(0, "definitions", (), timeout_s=30.0)
-        if name not in {definition["name"] for definition in known}:
-            return False
-        await self._call(shard, "take_definitions", (known,), timeout_s=30.0)
-        return True
 
     async def _known(self) -> Layouts:
         """What is known of the shards. It is asked anew once in a while, on the side: no call waits for shard 0."""
@@ -219,7 +212,20 @@ class ShardedRunsGateway:
         return await asyncio.gather(*(self._call(shard, method, args, timeout_s=timeout_s) for shard in shards))
 
     async def register(self, bundle: Mapping[str, Any]) -> dict[str, Any]:
-        return dict((await self._every("register", (dict(bundle),)))[0])
+        # Shard 0 first: what it takes is right, and the others may lack what it builds upon.
+        answer = dict(await self._call(0, "register", (dict(bundle),), timeout_s=30.0))
+        others = range(1, (await self._known()).total)
+        await asyncio.gather(*(self._register_too(shard, bundle) for shard in others))
+        return answer
+
+    async def _register_too(self, shard: int, bundle: Mapping[str, Any]) -> None:
+        try:
+            await self._call(shard, "register", (dict(bundle),), timeout_s=30.0)
+        except InvalidInput:
+            # A shard that is newer than the workflows that this one calls.
+            known = await self._call(0, "definitions", (), timeout_s=30.0)
+            await self._call(shard, "take_definitions", (known,), timeout_s=30.0)
+            await self._call(shard, "register", (dict(bundle),), timeout_s=30.0)
 
     async def workflows(self) -> list[dict[str, Any]]:
         return list(await self._call(0, "workflows", (), timeout_s=10.0))

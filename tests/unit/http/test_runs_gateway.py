@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cluster.clock import SystemIds
-from cluster.errors import LayoutChanged, NotFound, Unavailable
+from cluster.errors import InvalidConfig, LayoutChanged, NotFound, Unavailable
 from cluster.layout import LOOK_BACK_S, Layout, Layouts
 from cluster.names import run_id, shard_of_key, shard_of_run
 from serve_apps.http.runs_gateway import ShardedRunsGateway
@@ -193,3 +193,20 @@ async def test_a_new_shard_gets_the_workflows_that_it_lacks() -> None:
                 "idempotency_key": next(key for key in map(str, range(100)) if not shard_of_key(f":{key}", 2)),
             }
         )
+
+
+async def test_a_new_shard_gets_what_a_workflow_calls_when_that_is_registered() -> None:
+    """Shard 0 has taken it, so a shard that refuses it lacks the workflows that it calls."""
+    shards = Shards(3)
+    lacking = {2}
+
+    async def call(shard: int, method: str, args: tuple[Any, ...], *, timeout_s: float) -> Any:
+        if method == "register" and shard in lacking:
+            raise InvalidConfig("there is no workflow 'w'")
+        if method == "take_definitions":
+            lacking.discard(shard)
+        return await shards(shard, method, args, timeout_s=timeout_s)
+
+    assert await ShardedRunsGateway(call=call, shards=3).register({"workflow": "w2"}) == {"id": {"workflow": "w2"}}
+    assert not lacking
+    assert sorted(shard for shard, method, _ in shards.calls if method == "register") == [0, 1, 2]
