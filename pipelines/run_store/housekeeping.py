@@ -51,7 +51,7 @@ class Archiver:
         for run_id in list(kernel.finished):
             if run_id not in engine or engine.run_state(run_id) not in ENDED:
                 del kernel.finished[run_id]
-            elif engine.wanted(run_id):
+            elif engine.wanted(run_id) or run_id in kernel.pinned:
                 # Looked at again later.
                 del kernel.finished[run_id]
                 kernel.finished[run_id] = kernel.clock.monotonic()
@@ -80,7 +80,9 @@ class Archiver:
             for run_id, finished_at in waiting[start : start + CHUNK]:
                 if run_id not in engine:
                     kernel.finished.pop(run_id, None)
-                elif engine.summary(run_id)["finished_at"] == finished_at and not engine.wanted(run_id):
+                elif engine.summary(run_id)["finished_at"] == finished_at and not (
+                    engine.wanted(run_id) or run_id in kernel.pinned
+                ):
                     events += engine.evict(run_id).events
                     kernel.finished.pop(run_id, None)
             kernel.commit(Decision(events=events))

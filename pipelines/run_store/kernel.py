@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -83,6 +84,8 @@ class Kernel:
         self.attempts = Attempts(executor=executor, report=self._attempt_ended)
         self.finished: dict[str, float] = {}
         """Ended runs in memory, with the (monotonic) time at which that became durable, oldest first."""
+        self.pinned: Counter[str] = Counter()
+        """Runs that stay in memory for now: somebody is about to resume them."""
         self.failed: BaseException | None = None
         self.records_since_snapshot = 0
         self.recovered_runs = 0

@@ -160,13 +160,15 @@ class RunStore(RunSubmitter):
         kernel = self.kernel
         kernel.check_open()
         self.check_accepting()
-        restored: list[str] = []
+        kept: list[str] = []
         try:
-            await self._restore(run_id, restored)
+            await self._restore(run_id, kept)
             return await self._resume(run_id, request)
         finally:
-            # Not before: they could be archived again while others are still read.
-            for one in restored:
+            kernel.pinned.subtract(kept)
+            for one in kept:
+                if kernel.pinned[one] <= 0:
+                    del kernel.pinned[one]
                 if one in kernel.engine and kernel.engine.run_state(one) in ENDED:
                     kernel.finished.setdefault(one, kernel.clock.monotonic())
 
@@ -283,13 +285,15 @@ class RunStore(RunSubmitter):
         there = {name: plan.spec for name, plan in self.kernel.engine.workflows.items()}
         return replace(self.known, workflows=frozenset(there), others=there)
 
-    async def _restore(self, run_id: str, restored: list[str]) -> None:
-        """Bring an archived run back into memory, with the nested runs (and theirs) that it would go on with. What was
-        brought back is put into `restored`."""
+    async def _restore(self, run_id: str, kept: list[str]) -> None:
+        """Have a run in memory, with the nested runs (and theirs) that it would go on with, and keep the archiver from
+        them; they are put into `kept`."""
         kernel = self.kernel
         waiting = [run_id]
         while waiting:
             one = waiting.pop()
+            kept.append(one)
+            kernel.pinned[one] += 1
             if one in kernel.engine:
                 record = kernel.engine.record(one)
             else:
@@ -309,7 +313,6 @@ class RunStore(RunSubmitter):
                     if one == run_id:
                         raise
                     continue
-                restored.append(one)
             if record["state"] in ("FAILED", "CANCELLED"):
                 waiting += children_of(record)
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from cluster.errors import Conflict, NotFound
+from cluster.storage.testing import MemoryBucket
 from pipelines.executor.port import Attempt
 from pipelines.executor.testing import FakeExecutor
 from pipelines.run_store.service import RunStore
-from pipelines.run_store.testing import StoreFactory, wait_ended
+from pipelines.run_store.testing import StoreFactory, until, wait_ended
 
 CHILD = """
 workflow:
@@ -47,6 +49,22 @@ class Odd(FakeExecutor):
         if attempt.input % 2 and not self.mended:
             raise RuntimeError("odd")
         return attempt.input
+
+
+class SlowBlobs(MemoryBucket):
+    """Blobs are written when `gate` is open."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.waiting = False
+
+    async def create(self, key: str, data: bytes) -> None:
+        if key.startswith("blobs/"):
+            self.waiting = not self.gate.is_set()
+            await self.gate.wait()
+        await super().create(key, data)
 
 
 async def failed(store: RunStore, width: int, threshold: str) -> str:
@@ -103,6 +121,23 @@ async def test_a_run_in_memory_goes_on_with_nested_runs_that_were_archived() -> 
         await store.resume(run, {})
         assert (await wait_ended(store, run))["state"] == "SUCCESS"
         assert [attempt.step_id for attempt in executor.started].count("first") == 6
+
+
+async def test_the_archiver_takes_nothing_from_under_a_resume() -> None:
+    """It comes by while the edited definition's scripts are still on their way to the bucket."""
+    bucket, executor = SlowBlobs(), Odd()
+    async with StoreFactory(bucket=bucket).running(executor) as store:
+        run = await failed(store, 6, "0.4")
+        executor.mended = True
+        request = {"workflow": PARENT % (6, "0.5"), "files": {"notes.txt": b"new"}, "confirm": True}
+        bucket.gate.clear()
+        resumed = asyncio.create_task(store.resume(run, request))
+        await until(lambda: bucket.waiting)
+        await store.archiver.archive()
+        bucket.gate.set()
+        await resumed
+        assert (await wait_ended(store, run))["output"] == {"sub": [0, 1, 2, 3, 4, 5]}
+        assert not store.kernel.pinned
 
 
 async def test_what_cannot_be_resumed_is_said_from_the_archive_too() -> None:
