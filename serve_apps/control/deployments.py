@@ -14,7 +14,7 @@ from serve_apps.control import events as e
 from serve_apps.control.checks import MoveChecks
 from serve_apps.control.core import Core
 from serve_apps.control.payload import Payload
-from serve_apps.control.plan import Change, mentions, plan, semver, settings_of
+from serve_apps.control.plan import Change, mentions, pins, plan, semver, settings_of
 from serve_apps.control.state import Deployment, Instance, ModelState, VersionState
 from serve_apps.control.tables import model_config, model_target
 from serve_apps.router.rules import compile_route
@@ -265,6 +265,7 @@ class Deployments:
             if version not in model.versions:
                 raise _no_version(name, version, model.versions)
             self._check_retire(name, version, force=force)
+            self._check_unpinned(name, version)
             facts: list[Any] = [e.VersionRemoved(at=core.now(), model=name, version=version, reason="retired")]
             if len(model.versions) == 1:
                 self._check_unused(name)
@@ -292,6 +293,19 @@ class Deployments:
         ]
         if users:
             raise Conflict(f"{name} is used by {', '.join(users)}: change that first")
+
+    def _check_unpinned(self, name: str, version: str) -> None:
+        """So does a version that a route's rule or a fallback names: its callers would get a 404."""
+        state = self._core.state
+        routes = (state.settings or {}).get("routes", {})
+        users = [f"route {route}" for route, config in routes.items() if pins(config, name, version)]
+        users += [
+            f"{other}'s fallback"
+            for other, model in state.models.items()
+            if f"{name}@{version}" in (model.config.get("fallback") or ())
+        ]
+        if users:
+            raise Conflict(f"{name} {version} is used by {', '.join(users)}: change that first")
 
     async def traffic(self, payload: Payload) -> dict[str, Any]:
         """Set a model's weights by hand. Versions that are not named get 0.

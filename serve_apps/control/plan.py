@@ -15,7 +15,8 @@ from serve_apps.control.state import ControlState, ModelState
 from serve_apps.control.tables import model_config
 
 __all__ = [
-    "Change", "initial_weights", "mentions", "own_config", "plan", "semver", "settings_of", "version_fingerprint",
+    "Change", "initial_weights", "mentions", "own_config", "pins", "plan", "semver", "settings_of",
+    "version_fingerprint",
 ]  # fmt: skip
 
 _NO_RESTART = {"golden", "cost_per_request", "timeout_s", "start_timeout_s"}
@@ -132,6 +133,17 @@ def _retirement(state: ControlState, wanted: Config, name: str) -> Change:
         raise Conflict(f"{name} is not in the configuration, but {', '.join(users)} uses it")
     versions = ", ".join(sorted(state.models[name].versions, key=semver))
     return Change(kind="retire", model=name, why=f"it is not in the configuration (all its versions: {versions})")
+
+
+def pins(config: Any, name: str, version: str) -> bool:
+    """Whether a route's configuration, or a part of it, sends something to this one version."""
+    if isinstance(config, Mapping):
+        return (config.get("model") == name and config.get("version") == version) or any(
+            pins(value, name, version) for value in config.values()
+        )
+    if isinstance(config, Sequence) and not isinstance(config, str):
+        return any(pins(value, name, version) for value in config)
+    return False
 
 
 def mentions(config: Any, name: str) -> bool:

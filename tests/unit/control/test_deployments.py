@@ -308,6 +308,21 @@ async def test_prune_takes_away_nothing_that_is_in_use(plane: ControlPlane) -> N
     assert set(plane.table().models) == {"a", "b"}
 
 
+async def test_a_version_that_a_rule_or_a_fallback_names_cannot_be_retired(plane: ControlPlane) -> None:
+    """Others of the model can: without the named one, its callers would get a 404."""
+    models = {**TWO, "caller": {"versions": {"1.0.0": version()}, "fallback": ["echo@1.1.0"]}}
+    await plane.call("deploy", {"config": config(models)})
+    await settle(plane)
+    with pytest.raises(Conflict, match=r"echo 1\.1\.0 is used by caller's fallback"):
+        await plane.call("retire", {"model": "echo", "version": "1.1.0", "force": True})
+    rules = [{"keyword": "x", "rules": [{"keyword": "y", "model": "echo", "version": "1.1.0"}]}]
+    await plane.call("deploy", {"config": config(TWO, routes={"support": {"rules": rules, "default": "echo"}})})
+    await settle(plane)
+    with pytest.raises(Conflict, match=r"echo 1\.1\.0 is used by route support"):
+        await plane.call("retire", {"model": "echo", "version": "1.1.0", "force": True})
+    assert (await plane.call("retire", {"model": "echo", "version": "1.0.0", "force": True}))["retired"] == ["1.0.0"]
+
+
 async def test_a_model_that_is_a_fallback_cannot_be_retired(plane: ControlPlane) -> None:
     """Nor can it when the fallback names one version of it."""
     caller = {"versions": {"1.0.0": version()}, "fallback": ["echo@1.0.0"]}
