@@ -26,6 +26,7 @@ the same limit at the same time, the cause is not the candidate, and the release
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -167,6 +168,11 @@ def _promotion(progress: Progress, stable: Seen, candidate: Seen, looks: Looks, 
         metrics = _metrics(plan, stable, candidate, z_low=z_of(alpha), z_high=z_of(alpha))
         # The lower bounds of this test are not those of a look for regressions: they may not roll back.
         metrics = [{**m, "verdict": "unclear"} if m["verdict"] == "worse" else m for m in metrics]
+        if missing := [metric["metric"] for metric in metrics if metric["verdict"] == "unknown"]:
+            # A look that could not have promoted is none: it spends nothing of the error probability.
+            why = f"not yet {plan.analysis.min_samples} figures of both versions at a time for {', '.join(missing)}"
+            looked = looks if looks is not progress.looks else None
+            return Decision(action="hold", reason="insufficient_data", why=why, figures=_figures(looks), looks=looked)
         passed = all(metric["verdict"] == "not_worse" for metric in metrics)
         looks = looks.model_copy(
             update={"passes": number, "passed_at": have, "passed": passed, "metrics": tuple(metrics)}
@@ -176,12 +182,10 @@ def _promotion(progress: Progress, stable: Seen, candidate: Seen, looks: Looks, 
         why = "; ".join(_sentence(metric) for metric in looks.metrics)
         action: Any = "promote" if last else "advance"
         return Decision(action=action, reason="not_worse", why=why, figures=_figures(looks), looks=changed)
-    short = [metric["metric"] for metric in looks.metrics if metric["verdict"] == "unknown"]
-    open_ = [metric["metric"] for metric in looks.metrics if metric["verdict"] == "unclear"]
-    wanted = int(looks.passed_at * GROWTH) + 1
-    why = f"not yet proven within the margins: {', '.join([*short, *open_])}; next test at {wanted} answers, now {have}"
-    reason: Any = "insufficient_data" if short else "inconclusive"
-    return Decision(action="hold", reason=reason, why=why, figures=_figures(looks), looks=changed)
+    unclear = [metric["metric"] for metric in looks.metrics if metric["verdict"] == "unclear"]
+    wanted = math.ceil(looks.passed_at * GROWTH)
+    why = f"not yet proven within the margins: {', '.join(unclear)}; next test at {wanted} answers, now {have}"
+    return Decision(action="hold", reason="inconclusive", why=why, figures=_figures(looks), looks=changed)
 
 
 def _tested(plan: ReleasePlan) -> int:

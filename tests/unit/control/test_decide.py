@@ -116,6 +116,22 @@ def test_looks_are_few_and_spend_less_and_less() -> None:
     assert tested == looks.regression == 1 + math.floor(math.log(4999 / 50) / math.log(1.5))
 
 
+def test_looks_that_could_not_promote_are_not_counted() -> None:
+    """While one version has no figures beside the other's, no time that passes makes a later promotion any harder."""
+    plan = plan_release(ReleaseConfig(steps=(99,), step_duration=0, analysis=AnalysisConfig(feedback=0.1)))
+    looks = Looks()
+    for stable in (counts(0), counts(1), counts(5000)):
+        for _ in range(100):
+            found = decide(at(plan=plan, looks=looks), Seen(strata=[stable]), Seen(strata=[counts(5000)]), 1e6)
+            assert (found.action, found.reason) == ("hold", "insufficient_data")
+            looks = found.looks or looks
+    assert looks.passes == 0
+    liked = {"feedback_n": 5000, "feedback_sum": 4500.0}
+    both = counts(5000).model_copy(update=liked)
+    found = decide(at(plan=plan, looks=looks), Seen(strata=[both]), Seen(strata=[both]), 1e6)
+    assert found.action == "promote"
+
+
 def test_constant_latencies_do_not_block() -> None:
     """Versions that always take the same time are comparable too."""
     same = decide(at(2), Seen(strata=[counts(2000)] * 3), Seen(strata=[counts(700)] * 3), 301)
