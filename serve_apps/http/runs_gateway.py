@@ -154,6 +154,22 @@ class ShardedRunsGateway:
             self._refresh_at = asyncio.get_running_loop().time() + _REFRESH_S
             self._refreshing = None
 
+    async def _hear_all(self) -> bool:
+        """Ask every known shard for the layouts, as they learn of a new one one after another. False: none knows more.
+        Raises what kept one of them from answering, when the others know no more."""
+        before = self._layouts
+        answers = await asyncio.gather(
+            *(self._call(shard, "layouts", (), timeout_s=10.0) for shard in range(before.total)),
+            return_exceptions=True,
+        )
+        failed = [answer for answer in answers if isinstance(answer, BaseException)]
+        for answer in answers:
+            if not isinstance(answer, BaseException):
+                self._learn(answer)
+        if failed and self._layouts is before:
+            raise failed[0]
+        return self._layouts is not before  # (also when another call has learned of it meanwhile)
+
     def _learn(self, raw: Mapping[str, Any]) -> bool:
         """Take what a run store says of the layouts; False: that is nothing new."""
         said = Layouts.from_wire(raw)
@@ -250,8 +266,11 @@ class ShardedRunsGateway:
         if shard is None:
             raise NotFound(f"{run_id!r} is not a run id: they look like run-0-01jd3zqv8k9d6w7c5x2m4t8r1f")
         total = (await self._known()).total
-        if shard >= total:
-            raise NotFound(f"no run {run_id}: this cluster has {total} shard(s)")
+        while shard >= total:
+            # Another router may have heard of a new shard first, and have given this run in it.
+            if not await self._hear_all():
+                raise NotFound(f"no run {run_id}: this cluster has {total} shard(s)")
+            total = self._layouts.total
         return await self._call(shard, method, (run_id, *args), timeout_s=timeout_s)
 
 

@@ -80,6 +80,29 @@ async def test_a_run_is_asked_of_its_own_shard() -> None:
             await gateway.get(unknown)
 
 
+async def test_a_run_of_a_shard_that_another_router_knew_first_is_found() -> None:
+    """Shards learn of a new layout one after another: all that are known are asked before a run is called missing, and
+    while one of them cannot answer, nobody knows."""
+    shards = Shards(2)
+    newer = Layouts.of([*shards.layouts.known, Layout(shards=3, since=5.0)])
+    away = {1}
+
+    async def call(shard: int, method: str, args: tuple[Any, ...], *, timeout_s: float) -> Any:
+        if shard in away:
+            raise Unavailable("it restarts")
+        if shard == 1 and method == "layouts":
+            return newer.to_wire()
+        return await shards(shard, method, args, timeout_s=timeout_s)
+
+    gateway = ShardedRunsGateway(call=call, shards=2)
+    with pytest.raises(Unavailable):
+        await gateway.get("run-2-x")
+    away.clear()
+    assert await gateway.get("run-2-x") == {"id": "run-2-x"}
+    with pytest.raises(NotFound, match="3 shard"):
+        await gateway.get("run-3-x")
+
+
 async def test_pages_over_several_shards_hold_every_run_once() -> None:
     """Merged pages are sorted by time, complete, and end."""
     ids = SystemIds()
