@@ -15,8 +15,8 @@ from pipelines.engine.resume import resume, take_child
 from pipelines.engine.runs import Run, Unit
 from pipelines.engine.schedule import Ready
 from pipelines.engine.sizes import inline_bytes
-from pipelines.engine.state import unit_of
 from pipelines.engine.states import RunState
+from pipelines.engine.step_facts import unit_of
 from pipelines.executor.port import Outcome
 from pipelines.spec.models import RetrySpec
 from pipelines.spec.values import ValueNeeded

@@ -9,10 +9,10 @@ from cluster.errors import HeadraceError
 from pipelines.engine import events as ev
 from pipelines.engine.commands import CancelAttempt, RunEnded
 from pipelines.engine.core import Core
+from pipelines.engine.held import RUN_OUTPUT
 from pipelines.engine.render import error_dict, run_output
 from pipelines.engine.runs import Run, Step, Unit
 from pipelines.engine.sizes import too_large
-from pipelines.engine.state import RUN_OUTPUT
 from pipelines.engine.states import RunState, StepState
 from pipelines.spec.values import ValueNeeded
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pipelines.engine.core import Core
+from pipelines.engine.held import RUN_OUTPUT
 from pipelines.engine.runs import Run, Unit
-from pipelines.engine.state import RUN_OUTPUT
 from pipelines.engine.states import StepState
 from pipelines.engine.steps import arm_step_timeout
 

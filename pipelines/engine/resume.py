@@ -18,10 +18,10 @@ from typing import Any
 from cluster.errors import Conflict, HeadraceError
 from pipelines.engine import events as ev
 from pipelines.engine.core import Core
+from pipelines.engine.held import RUN_OUTPUT
 from pipelines.engine.plan import Plan, PlanStep
 from pipelines.engine.render import context, render_input
 from pipelines.engine.runs import Run, Step
-from pipelines.engine.state import RUN_OUTPUT
 from pipelines.engine.states import RunState, StepState
 from pipelines.spec.values import ValueNeeded
 

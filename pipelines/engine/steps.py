@@ -14,11 +14,11 @@ from pipelines.engine import events as ev
 from pipelines.engine.attempts import broken, queue_unit
 from pipelines.engine.core import Core, Feed, Reader
 from pipelines.engine.ending import fail_run, fail_step, finish_run, under_way_s
+from pipelines.engine.held import RUN_OUTPUT
 from pipelines.engine.plan import PlanStep
 from pipelines.engine.render import context, error_dict
 from pipelines.engine.runs import Run, Step
 from pipelines.engine.sizes import too_large
-from pipelines.engine.state import RUN_OUTPUT
 from pipelines.engine.states import ItemState, StepState
 from pipelines.spec.values import ValueNeeded, resolve
 

@@ -12,6 +12,7 @@ from tests.mutations.mutant import (
     STATE,
     STATEFUL,
     STATES,
+    STEP_FACTS,
     STORE_HISTORIES,
     Mutant,
     window,
@@ -39,7 +40,7 @@ ENGINE_MUTANTS = (
     Mutant(
         name="state-takes-any-fence",
         invariant="one_result",
-        file=STATE,
+        file=STEP_FACTS,
         old="        if unit.fence != fence:\n",
         new="        if False:\n",
         tests=(f"{GUARDS}::test_a_result_with_another_fence_is_no_fact",),
@@ -63,7 +64,7 @@ ENGINE_MUTANTS = (
     Mutant(
         name="second-result-of-a-round",
         invariant="one_result",
-        file=STATE,
+        file=STEP_FACTS,
         old="        if e.iteration != step.iteration:\n",
         new="        if False:\n",
         tests=(f"{GUARDS}::test_a_second_result_is_no_fact",),
@@ -71,7 +72,7 @@ ENGINE_MUTANTS = (
     Mutant(
         name="fence-repeats",
         invariant="fences_grow",
-        file=STATE,
+        file=STEP_FACTS,
         old="        if e.fence <= self.fence:\n",
         new="        if False:\n",
         tests=(f"{GUARDS}::test_a_fence_that_does_not_grow_is_no_fact",),
@@ -79,7 +80,7 @@ ENGINE_MUTANTS = (
     Mutant(
         name="fence-forgotten-by-replay",
         invariant="fences_grow",
-        file=STATE,
+        file=STEP_FACTS,
         old="        self.fence = e.fence\n",
         new="        self.fence = max(self.fence, e.fence if e.attempt == 1 else 0)\n",
         tests=(STATEFUL,),
@@ -111,7 +112,7 @@ ENGINE_MUTANTS = (
     Mutant(
         name="attempts-outlive-their-step",
         invariant="terminal_states",
-        file=STATE,
+        file=STEP_FACTS,
         old="        unit.fence, unit.retry_at = 0, 0.0\n",
         new="        unit.retry_at = 0.0\n",
         tests=(STATEFUL,),

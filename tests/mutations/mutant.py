@@ -56,6 +56,7 @@ SERVICE = "tests/unit/run_store/test_service.py"
 
 ATTEMPTS = "pipelines/engine/attempts.py"
 STATE = "pipelines/engine/state.py"
+STEP_FACTS = "pipelines/engine/step_facts.py"
 STATES = "pipelines/engine/states.py"
 KERNEL = "pipelines/run_store/kernel.py"
 STORE = "pipelines/run_store/service.py"
