@@ -91,9 +91,10 @@ def gpu_memory_gb(node: Node) -> float | None:
     label = node.labels.get(GPU_MEMORY_LABEL)
     if label is not None:
         try:
-            return float(label)
+            stated = float(label)
         except ValueError:
             return None
+        return stated if 0 < stated < math.inf else None
     kind = node.accelerator
     return None if kind is None else _MEMORY_GB.get(kind)
 

@@ -66,6 +66,12 @@ class Resources(Strict):
     accelerator: str | None = None
     labels: dict[str, str] = Field(default_factory=dict)
 
+    @model_validator(mode="after")
+    def _whole_cards(self) -> Resources:
+        if self.gpus > 1 and not self.gpus.is_integer():
+            raise ValueError(f"gpus: {self.gpus:g} is no number of cards: above 1, Ray gives out whole ones only")
+        return self
+
 
 class AutoscalingConfig(Strict):
     min_replicas: int = Field(default=0, ge=0)

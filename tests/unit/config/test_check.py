@@ -35,6 +35,7 @@ def test_an_onnx_version_may_be_a_class_alone() -> None:
         ),
         (MODELS + "routes: {r: {rules: [{regex: '(', model: alpha}]}}\n", "not a regular expression"),
         ("models: {m: {provider: python, class: 'a:B', timeout_s: .inf}}\n", "finite"),
+        ("models: {m: {provider: python, class: 'a:B', resources: {gpus: 1.5}}}\n", "whole ones only"),
         ("models: {m: {provider: python, class: 'a:B', release: {guard: {error_rate: .nan}}}}\n", "finite"),
         ("models: {m: {provider: python, class: 'a:B', release: {guard: {feedback: -1}}}}\n", "must be at least 0"),
         (MODELS + "routes: {r: {rules: [{regex: '(?=x)', model: alpha}]}}\n", "no look-around"),

@@ -149,6 +149,14 @@ def test_a_card_of_unknown_memory_asks_for_a_label() -> None:
         place(Resources(cpus=1, vram_gb=4), [unknown])
 
 
+@pytest.mark.parametrize("label", ["0", "-1", "nan", "inf", "many"])
+def test_a_label_that_is_no_memory_says_nothing(label: str) -> None:
+    """A card whose label states no memory that a card can have is a card of unknown memory."""
+    odd = Node(id="n", resources={"CPU": 4, "GPU": 1}, labels={GPU_MEMORY_LABEL: label})
+    with pytest.raises(Unprocessable, match=GPU_MEMORY_LABEL):
+        place(Resources(cpus=1, vram_gb=4), [odd])
+
+
 def test_dead_nodes_do_not_count() -> None:
     """A node that is gone cannot take a host."""
     dead = Node(id="d", resources={"CPU": 64}, alive=False)
