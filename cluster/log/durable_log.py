@@ -147,7 +147,9 @@ class DurableLog:
             done.set_result(self._assigned)
             return done
         now = self._clock.monotonic()
-        due = now if linger_s <= 0 else min(now + linger_s, max(now, self._last_start + linger_s))
+        # Busy: a write began within the last `linger_s`. Counted from here and not from that write, a group is as large
+        # as the wait of its first allows.
+        due = now + linger_s if now < self._last_start + linger_s else now
         self._queue.append(_Pending(records, size, due, done))
         self._queued_bytes += size
         self._assigned += len(records)

@@ -25,7 +25,7 @@ class StoreSettings:
     max_queued_runs: int = 100_000
     max_input_bytes: int = 8 << 20
     spill_bytes: int = 64 << 10
-    submit_linger_s: float = 0.018
+    submit_linger_s: float = 0.0185
     step_linger_s: float = 0.002
     snapshot_every: int = 2000
     snapshot_records: int = 50_000
