@@ -12,7 +12,7 @@ from typing import Any
 
 import cel
 
-from pipelines.spec.values import ROOTS, ExpressionError, Ref, show_path, with_resolved
+from pipelines.spec.values import ROOTS, ExpressionError, Ref, null_of_step, show_path, with_resolved
 
 __all__ = ["MAX_EXPRESSION", "Expression", "compile_expression"]
 
@@ -102,9 +102,7 @@ def _null(context: Mapping[str, Any], refs: Iterable[Ref]) -> str | None:
                 break
             value = value[part]
             if value is None:
-                why = ""
-                if ref.step is not None and depth == 3:
-                    why = f" (step {ref.step!r} is {context['steps'][ref.step].get('state')})"
+                why = null_of_step(context, ref.path[:depth])
                 return f"{show_path(ref.path[:depth])} is null{why}; test it first with has(…) or != null"
     return None
 

@@ -311,8 +311,12 @@ class StepSpec(Strict):
     def _keys_fit_the_type(self) -> Self:
         for key, types in _ONLY_FOR.items():
             if key in self.model_fields_set and getattr(self, key) is not None and self.type not in types:
+                repeats = self.type == "approval" and key in ("foreach", "loop")
+                hint = (
+                    f"; put it into a workflow of its own, and `{key}` over a step that calls that" if repeats else ""
+                )
                 raise ValueError(
-                    f"`{key}` has no meaning for a step of type {self.type} (only {', '.join(sorted(types))})"
+                    f"`{key}` has no meaning for a step of type {self.type} (only {', '.join(sorted(types))}{hint})"
                 )
         needed = _REQUIRED.get(self.type)
         if needed is not None and not getattr(self, needed):

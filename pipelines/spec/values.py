@@ -104,17 +104,24 @@ def lookup(context: Mapping[str, Any], path: Sequence[str | int], values: Mappin
                 continue
         except (KeyError, IndexError):
             pass
-        raise TemplateError(_missing(path, depth, value))
+        raise TemplateError(_missing(context, path, depth, value))
     return value
 
 
-def _missing(path: Sequence[str | int], depth: int, value: Any) -> str:
+def null_of_step(context: Mapping[str, Any], path: Sequence[str | int]) -> str:
+    """Why `steps.ID.output` is null: ` (step 'ID' is SKIPPED)`; empty for other paths."""
+    if len(path) != 3 or path[0] != "steps" or path[2] != "output":
+        return ""
+    return f" (step {path[1]!r} is {context['steps'][path[1]].get('state')})"
+
+
+def _missing(context: Mapping[str, Any], path: Sequence[str | int], depth: int, value: Any) -> str:
     whole, part = show_path(path), path[depth]
     if depth == 0:
         return f"`{whole}`: there is no `{part}` here"
     parent = show_path(path[:depth])
     if value is None:
-        why = f"{parent} is null"
+        why = f"{parent} is null{null_of_step(context, path[:depth])}"
     elif isinstance(value, Mapping):
         known = f"it has: {', '.join(map(str, list(value)[:12]))}" if value else "it is empty"
         why = f"{parent} has no field {part!r} ({known})"

@@ -101,6 +101,7 @@ def test_shipped_workflows_are_right(name: str) -> None:
         (steps("{id: a, type: python_script, foreach: {items: [1], max_parallel: 9}}"), "max_parallel_steps (8)"),
         (steps("{id: a, type: python_script, timeout: soon}"), "not a duration"),
         (steps("{id: 1a, type: python_script}"), "workflow.yaml:4"),
+        (steps("{id: a, type: approval, loop: {max_iterations: 3}}"), "put it into a workflow of its own, and `loop`"),
         ("workflow:\n  name: w\n  steps: []\n", "at least 1 item"),
         ("workflow:\n  steps: [{id: a, type: approval}]\n", "'name' is missing"),
         ("workflo:\n  name: w\n", "did you mean 'workflow'?"),

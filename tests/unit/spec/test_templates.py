@@ -14,6 +14,7 @@ from pipelines.spec.values import TemplateError, ValueNeeded
 
 CONTEXT: dict[str, Any] = {
     "steps": {
+        "off": {"output": None, "state": "SKIPPED"},
         "e": {"output": {}},
         "a": {"output": {"x": [1, 2, {"items": 5}], "s": "hi", "items": [9], "n": None}},
         "b": {"output": {"$blob": "q", "size": 1, "spilled": True}},
@@ -66,6 +67,7 @@ def test_a_template_keeps_types_where_it_is_whole(template: Any, value: Any) -> 
         ("{{ steps.a.output.titel }}", "has no field 'titel' (it has: x, s, items, n)"),
         ("{{ steps.a.output.x[9] }}", "is a list of 3 and has no element 9"),
         ("{{ steps.a.output.n.z }}", "steps.a.output.n is null"),
+        ("{{ steps.off.output.z }}", "steps.off.output is null (step 'off' is SKIPPED)"),
         ("{{ steps.a.output.s.z }}", "is a str and has no field 'z'"),
         ("x {{ steps.a.output.nope }}", "nope"),
         ("{{ 1 / 0 }}", "division by zero"),
