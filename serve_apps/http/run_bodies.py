@@ -205,7 +205,8 @@ async def submit_body(
     form = await _form(request, max_input_bytes)
     try:
         raw: dict[str, Any] = {}
-        given: dict[str, Any] = {}
+        given: Any = {}
+        fields: dict[str, str] = {}
         files: dict[str, list[Any]] = {}
         for name, value in form.multi_items():
             if isinstance(value, UploadFile):
@@ -218,9 +219,11 @@ async def submit_body(
             elif name in ("priority", "seed"):
                 raw[name] = _form_json(name, value)
             else:
-                given.setdefault(name, value)
+                fields[name] = value
         if not isinstance(given, dict):
-            raise InvalidInput("with files, the form field 'input' must be a JSON object: the files are put into it")
+            raise InvalidInput("in a form, the field 'input' must be a JSON object: files and fields are put into it")
+        # Fields come in any order, so nothing may depend on whether `input` stood before them.
+        given = {**fields, **given}
         for name, references in files.items():
             as_list = len(references) > 1 or name.endswith("[]")
             given[name.removesuffix("[]")] = references if as_list else references[0]

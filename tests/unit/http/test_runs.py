@@ -88,6 +88,26 @@ async def test_the_idempotency_key_decides(server: Server) -> None:
     assert stranger.status_code == 202
 
 
+def form(*parts: tuple[str, str]) -> dict[str, Any]:
+    """A form with these fields in this order."""
+    lines = [f'--x\r\ncontent-disposition: form-data; name="{name}"\r\n\r\n{value}\r\n' for name, value in parts]
+    content = "".join([*lines, "--x--\r\n"]).encode()
+    return {"content": content, "headers": {"content-type": "multipart/form-data; boundary=x"}}
+
+
+async def test_the_order_of_a_forms_fields_does_not_matter(server: Server) -> None:
+    """Fields beside `input` are put into it wherever they stand, and what `input` says itself wins."""
+    whole = ("input", '{"lang": "en"}')
+    for parts in ((whole, ("a", "1"), ("lang", "de")), (("lang", "de"), ("a", "1"), whole)):
+        answer = await server.post("/workflows/two/runs", **form(*parts))
+        assert answer.status_code == 202, answer.text
+        run = (await server.client.get(f"/runs/{answer.json()['id']}")).json()
+        assert run["input"] == {"lang": "en", "a": "1"}
+    for parts in ((("input", "[1]"), ("a", "1")), (("a", "1"), ("input", "[1]"))):
+        answer = await server.post("/workflows/two/runs", **form(*parts))
+        assert (answer.status_code, "must be a JSON object" in answer.text) == (400, True)
+
+
 async def test_files_become_references_in_the_input(server: Server) -> None:
     """Uploaded files are blobs in the bucket; the input names them, lists them, and keeps the JSON beside them."""
     picture = b"\x89PNG" + bytes(5000)
