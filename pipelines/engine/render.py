@@ -19,6 +19,7 @@ __all__ = [
     "context",
     "error_dict",
     "host_of",
+    "kind_of",
     "render_input",
     "run_output",
     "step_context",
@@ -96,7 +97,7 @@ def _text(template: Template | None, ctx: Mapping[str, Any], values: Values, wha
         return None
     value = template.render(ctx, values)
     if not isinstance(value, str):
-        raise InvalidInput(f"{what} must be a text, but its template gave {type(value).__name__}")
+        raise InvalidInput(f"{what} must be a text, but its template gave {kind_of(value)}")
     return value
 
 
@@ -202,7 +203,7 @@ def check_input(plan: Plan, value: Any) -> Any:
         value = {}
     if not isinstance(value, Mapping):
         raise InvalidInput(
-            f"workflow {plan.name!r} takes a mapping of inputs ({', '.join(declared)}), not {_kind(value)}"
+            f"workflow {plan.name!r} takes a mapping of inputs ({', '.join(declared)}), not {kind_of(value)}"
         )
     for name in value:
         if name not in declared:
@@ -231,14 +232,15 @@ def _check_type(workflow: str, name: str, spec: InputSpec, value: Any) -> None:
         good = isinstance(value, _JSON_TYPES[spec.type]) and (spec.type == "boolean" or not isinstance(value, bool))
         if not good:
             raise InvalidInput(
-                f"input {name!r} of workflow {workflow!r} is {_kind(value)}, but {spec.type} is expected"
+                f"input {name!r} of workflow {workflow!r} is {kind_of(value)}, but {spec.type} is expected"
             )
     if spec.enum is not None and value not in spec.enum:
         allowed = ", ".join(map(repr, spec.enum))
         raise InvalidInput(f"input {name!r} of workflow {workflow!r} is {value!r}; allowed are {allowed}")
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
+    """What JSON calls it."""
     if value is None:
         return "null"
     for name, types in (("boolean", (bool,)), *_JSON_TYPES.items()):

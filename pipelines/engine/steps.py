@@ -16,7 +16,7 @@ from pipelines.engine.core import Core, Feed, Reader
 from pipelines.engine.ending import fail_run, fail_step, finish_run, under_way_s
 from pipelines.engine.held import RUN_OUTPUT
 from pipelines.engine.plan import PlanStep
-from pipelines.engine.render import context, error_dict
+from pipelines.engine.render import context, error_dict, kind_of
 from pipelines.engine.runs import Run, Step
 from pipelines.engine.sizes import too_large
 from pipelines.engine.states import ItemState, StepState
@@ -142,7 +142,8 @@ def _items(core: Core, run: Run, planned: PlanStep) -> list[Any]:
     values = planned.items.render(context(run, planned.ref_ids), core.values)
     values = resolve(values, core.values)
     if not isinstance(values, list):
-        raise _NotAList(f"foreach.items gave {type(values).__name__}, not a list")
+        hint = '; where a step may be skipped, write "{{ steps.a.output or [] }}"' if values is None else ""
+        raise _NotAList(f"foreach.items gave {kind_of(values)}, not a list{hint}")
     if len(values) > core.limits.max_foreach_items:
         raise _TooManyItems(
             f"foreach has {len(values)} items; limits.max_foreach_items is {core.limits.max_foreach_items}"

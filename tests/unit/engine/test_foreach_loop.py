@@ -103,7 +103,7 @@ def test_a_list_that_is_none_or_too_long_fails_the_step() -> None:
     h.register({"id": "each", "foreach": "{{input}}"})
     long, wrong = h.submit([1, 2, 3, 4]), h.submit({"a": 1})
     assert "limits.max_foreach_items is 3" in h.step(long, "each")["error"]["message"]
-    assert "not a list" in h.step(wrong, "each")["error"]["message"]
+    assert "gave object, not a list" in h.step(wrong, "each")["error"]["message"]
     assert h.started == []
 
 
@@ -309,3 +309,16 @@ def test_loop_over_a_nested_workflow(h: Harness) -> None:
     h.crash()
     h.succeed("x", 3)
     assert h.output(run) == {"a": 3}
+
+
+def test_a_foreach_over_a_skipped_step_says_how_to_mean_an_empty_list(h: Harness) -> None:
+    """And as it says, it works."""
+    for items, state in (("{{steps.a.output}}", "FAILED"), ("{{ steps.a.output or [] }}", "SUCCESS")):
+        h.register({"id": "a", "when": "false"}, {"id": "e", "foreach": items, "run_if": "all_done"})
+        run = h.submit()
+        assert h.state(run) == state
+        if state == "FAILED":
+            assert (
+                'gave null, not a list; where a step may be skipped, write "{{ steps.a.output or [] }}"'
+                in (h.step(run, "e")["error"]["message"])
+            )
