@@ -12,8 +12,8 @@ from .test_releases import start
 
 
 async def test_a_release_is_seen_with_its_candidate_until_it_ends(world: World, plane: ControlPlane) -> None:
-    """The share stands under the candidate's version, so that alert rules can tell both versions apart; at the end it is
-    0, and every move is counted."""
+    """The share stands under the candidate's version, so that alert rules can tell both versions apart; at the end it
+    is 0, and every move is counted."""
     seen = RecordedMetrics()
     exporter = MetricsExporter(seen.make)
     exporter.flush(plane.core.state)
