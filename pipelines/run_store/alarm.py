@@ -9,9 +9,12 @@ from cluster.clock import Clock
 
 __all__ = ["Alarm"]
 
+_LONGEST_S = 60.0
+"""So late at most is a timer when the clock was put forward or the machine slept: the loop's own time knows neither."""
+
 
 class Alarm:
-    """Calls `ring` once per time that was set. `stop` is for good."""
+    """Calls `ring` when the time that was set has come, or earlier: then it is to be set again. `stop` is for good."""
 
     def __init__(self, *, clock: Clock, ring: Callable[[], None]) -> None:
         self._clock = clock
@@ -27,7 +30,7 @@ class Alarm:
         if self._timer is not None:
             self._timer.cancel()
         self._at = due
-        delay = max(0.001, due - self._clock.now())
+        delay = min(max(0.001, due - self._clock.now()), _LONGEST_S)
         self._timer = asyncio.get_running_loop().call_later(delay, self._due)
 
     def stop(self) -> None:
