@@ -136,6 +136,8 @@ class Lane:
             self._start(waiting[at : at + size])
             at += size
         self._waiting = waiting[at:]
+        if not self.out:
+            self._plan()  # nothing could be sent, so no answer will come to send the rest after
 
     def _start(self, items: list[_Item]) -> None:
         try:

@@ -112,6 +112,18 @@ async def test_a_group_that_cannot_be_sent_is_handed_back() -> None:
     assert lane.out == 0
 
 
+async def test_all_are_handed_back_when_no_group_can_be_sent() -> None:
+    """Also those for whom there was no room at first: no answer will ever come to send them after."""
+
+    def send(payloads: Sequence[bytes]) -> Task:
+        raise RuntimeError("no cluster")
+
+    lane = Lane(send=send, slots=lambda: (1, 1), rules=RULES)
+    runs = [asyncio.create_task(lane.run(b"x", 0.0001)) for _ in range(100)]
+    async with asyncio.timeout(30):
+        assert await asyncio.gather(*runs) == [None] * 100
+
+
 async def test_a_death_hands_all_back_that_have_no_outcome() -> None:
     """Nobody knows which one killed the worker, so each is to run alone, and none has failed."""
     tasks, lane, runs = start(PATIENT, b"a", b"b")
