@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random as random_module
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -215,8 +215,9 @@ class S3Bucket:
             return await self._retry(key, call)
 
         with path.open("wb") as target:
-            async for data in _in_order(read, range(-(-size // _PART))):
-                await asyncio.to_thread(target.write, data)
+            async with contextlib.aclosing(_in_order(read, range(-(-size // _PART)))) as parts:
+                async for data in parts:
+                    await asyncio.to_thread(target.write, data)
 
     async def close(self) -> None:
         self._opening = None
@@ -308,7 +309,7 @@ def _translate(error: Exception, url: str, key: str) -> StorageError | None:
     return None
 
 
-async def _in_order(work: Callable[[int], Awaitable[T]], numbers: range) -> AsyncIterator[T]:
+async def _in_order(work: Callable[[int], Awaitable[T]], numbers: range) -> AsyncGenerator[T]:
     """Results of `work(n)` in order, a few at a time, so that only a few parts are in memory."""
     running: list[asyncio.Task[T]] = []
     todo = iter(numbers)

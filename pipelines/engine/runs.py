@@ -1,6 +1,6 @@
 """The durable part of memory: runs, their steps, items and attempts, and how they are written down. No decisions.
 
-Only pipelines/engine/state.py changes these objects, and only by events; `waiting` and `waits_on` are the exception:
+Only state.py and step_facts.py change these objects, and only by events; `waiting` and `waits_on` are the exception:
 notes for people about why something does not run now, forgotten in snapshots.
 """
 

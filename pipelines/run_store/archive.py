@@ -7,6 +7,7 @@ logged facts; an object that no manifest names is what a crash left, and is remo
 
 from __future__ import annotations
 
+import asyncio
 import heapq
 import zlib
 from collections import OrderedDict
@@ -120,7 +121,7 @@ class Archive:
                     count=len(chunk),
                     ended=max(run.summary.get("finished_at") or 0.0 for run in chunk),
                 )
-                await self._bucket.create(segment.key, _encode(chunk))
+                await self._bucket.create(segment.key, await asyncio.to_thread(_encode, chunk))
                 out.append(segment)
         return out
 
