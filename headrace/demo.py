@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,12 +28,16 @@ from rich.table import Table
 
 from cluster.errors import HeadraceError, NotFound
 from headrace.client import Client
+from headrace.leaving import leave
 from headrace.progress import Board, RunBoard, deployment_rows
 from headrace.results import Event, Run
 
 __all__ = ["Demo", "Tally", "main"]
 
 OUTPUT = Path(".headrace") / "demo"
+ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+INTERRUPT_AGAIN_S = 5.0
+GOODBYE_S = 20.0
 PHOTOS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png", "page.png")
 """Real photos inside scikit-image's wheel; the ones that it would have to download are not used."""
 QUESTIONS = (
@@ -243,15 +248,20 @@ def _free_port() -> int:
 
 @contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """A polite kill and a closed terminal end the demo as Ctrl-C does: through the clean-up."""
+    """A polite kill and a closed terminal end the demo as Ctrl-C does: through the clean-up.
+
+    An interrupt comes again until it is heeded: Python drops one that falls into a callback or a `__del__`.
+    """
 
     def stop(number: int, frame: FrameType | None) -> None:
+        signal.setitimer(signal.ITIMER_REAL, INTERRUPT_AGAIN_S)
         raise KeyboardInterrupt
 
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    previous = {number: signal.signal(number, stop) for number in (*ENDINGS, signal.SIGALRM)}
     try:
         yield
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in previous.items():
             signal.signal(number, handler)
 
@@ -314,16 +324,17 @@ def _clean(state: Path) -> None:
     """End every process of the demo's cluster, whatever happened, and remove its state. Ctrl-C does not stop this."""
     from cluster.ray_runtime import stop_local
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in (*ENDINGS, signal.SIGALRM):
         signal.signal(number, signal.SIG_IGN)
     ray = sys.modules.get("ray")
-    try:
-        if ray is not None:
-            ray.shutdown()
-    finally:
-        for folder in [state, *(path for path in state.glob("*") if path.is_dir())]:
-            stop_local(folder)
-        shutil.rmtree(state, ignore_errors=True)
+    if ray is not None:
+        # In a thread, since after an interrupt it may wait for a call of its own for ever.
+        goodbye = threading.Thread(target=ray.shutdown, daemon=True)
+        goodbye.start()
+        goodbye.join(GOODBYE_S)
+    for folder in [state, *(path for path in state.glob("*") if path.is_dir())]:
+        stop_local(folder)
+    shutil.rmtree(state, ignore_errors=True)
 
 
 def main() -> int:
@@ -351,4 +362,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -27,11 +27,14 @@ from headrace.cli import (
 from headrace.cli.context import Json, begin, configure, shared
 from headrace.cli.help import Sections, readable
 from headrace.cli.output import fail, note, print_json, say
+from headrace.leaving import leave
 
 if TYPE_CHECKING:
     from headrace.transports import Transport
 
 __all__ = ["app", "main"]
+
+INTERRUPTED = 130
 
 app = typer.Typer(
     name="headrace",
@@ -107,7 +110,10 @@ def completion(
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point. Exit codes: 0 done, 1 it failed, 2 wrong usage or input, 130 interrupted."""
-    sys.exit(run(arguments))
+    code = run(arguments)
+    if code == INTERRUPTED and "ray" in sys.modules:
+        leave(code)
+    sys.exit(code)
 
 
 def run(
@@ -124,7 +130,7 @@ def run(
         return fail(error, as_json=shared().json)
     except KeyboardInterrupt:
         note("interrupted")
-        return 130
+        return INTERRUPTED
     except BrokenPipeError:
         return 1
     except SystemExit as ended:
