@@ -25,7 +25,12 @@ __all__ = ["LocalCluster", "connect", "driver_flags", "find_local", "serve_flags
 
 _MARK = "HEADRACE_CLUSTER"
 _FILE = "cluster.json"
-_START_TIMEOUT_S = 90.0
+_START_TIMEOUT_S = 240.0
+_SLOW_START_S = 25.0
+"""Ray's client server, which nobody here uses and `ray start` always starts, ends when its node has not come up within
+30 s, and `ray start --block` ends everything with it: after it has said that all is started, on a slow machine."""
+_SETTLE_S = 6.0
+"""After so long it has ended, or will not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +80,39 @@ def start_local(
         http_port = _free_ports(1)[0]
     else:
         _refuse_taken_port(http_host, http_port)
+    for left in reversed(range(3)):
+        try:
+            return _start_head(
+                state_dir=state_dir,
+                num_cpus=num_cpus,
+                num_gpus=num_gpus,
+                object_store_mb=object_store_mb,
+                http_host=http_host,
+                http_port=http_port,
+                python_path=python_path,
+                env=env or {},
+            )
+        except _EndedByItself:
+            if not left:
+                raise
+    raise AssertionError("unreachable")
+
+
+class _EndedByItself(Unavailable):
+    """Ray came up and ended at once, since one of its processes had been too slow: the next try is quicker."""
+
+
+def _start_head(
+    *,
+    state_dir: Path,
+    num_cpus: float | None,
+    num_gpus: float | None,
+    object_store_mb: int,
+    http_host: str,
+    http_port: int,
+    python_path: tuple[str, ...],
+    env: Mapping[str, str],
+) -> LocalCluster:
     gcs, dashboard, agent, client, metrics, stats, fallback, ingress = _free_ports(8)
     mark = secrets.token_hex(8)
     temp_dir = _short_temp_dir()
@@ -102,7 +140,7 @@ def start_local(
         "RAY_DEDUP_LOGS": "0",
         "PYTHONPATH": os.pathsep.join([*python_path, *filter(None, [os.environ.get("PYTHONPATH")])]),
         _MARK: mark,
-        **(env or {}),
+        **env,
     }
     command = [
         sys.executable,
@@ -223,6 +261,8 @@ def _spawn(command: list[str], variables: Mapping[str, str], log_path: Path) -> 
             command,
             variables,
             setsid=True,
+            # Ignored where `headrace up` was put into the background by a script; workers cancel steps by it.
+            setsigdef=[signal.SIGINT],
             file_actions=[
                 (os.POSIX_SPAWN_DUP2, nothing.fileno(), 0),
                 (os.POSIX_SPAWN_DUP2, log.fileno(), 1),
@@ -231,17 +271,24 @@ def _spawn(command: list[str], variables: Mapping[str, str], log_path: Path) -> 
         )
 
 
-def _wait_started(pid: int, log_path: Path) -> None:
-    deadline = time.monotonic() + _START_TIMEOUT_S
-    while time.monotonic() < deadline:
-        text = log_path.read_text(errors="replace")
-        if "Ray runtime started" in text:
-            return
+def _wait_started(
+    pid: int, log_path: Path, *, slow_start_s: float = _SLOW_START_S, settle_s: float = _SETTLE_S
+) -> None:
+    began = time.monotonic()
+    sure_at: float | None = None
+    while (now := time.monotonic()) < began + _START_TIMEOUT_S:
         if os.waitpid(pid, os.WNOHANG)[0] == pid:
             break
+        if "Ray runtime started" in log_path.read_text(errors="replace"):
+            if sure_at is None:
+                sure_at = now if now < began + slow_start_s else now + settle_s
+            if now >= sure_at:
+                return
         time.sleep(0.1)
-    tail = "\n".join(log_path.read_text(errors="replace").splitlines()[-8:])
-    raise Unavailable(f"Ray did not start (see {log_path}):\n{tail}")
+    text = log_path.read_text(errors="replace")
+    tail = "\n".join(text.splitlines()[-8:])
+    kind = _EndedByItself if "exited unexpectedly" in text else Unavailable
+    raise kind(f"Ray did not start (see {log_path}):\n{tail}")
 
 
 def _token_path(state_dir: Path) -> Path:

@@ -4,8 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import signal
+from collections.abc import Iterator
+
+import pytest
 
 from pipelines.executor.time_limit import TimedOut, TimeLimit
+
+
+@pytest.fixture(autouse=True)
+def _python_handles_sigint() -> Iterator[None]:
+    """Where tests run in the background of a script it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
 
 SIGNALS = {"alarm": signal.SIGALRM, "cancel": signal.SIGINT}
 
