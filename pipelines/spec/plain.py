@@ -29,11 +29,14 @@ _WHY = (
 
 def encoded(value: Any, what: str = "the value") -> bytes:
     """The value as JSON. Raises `InvalidInput` saying why `what` cannot be stored."""
-    wrapped = value
-    for _ in range(_ROOM):
-        wrapped = [wrapped]
     try:
-        return orjson.dumps(wrapped)[_ROOM:-_ROOM]
+        data = orjson.dumps(value)
+        if data.count(b"[") + data.count(b"{") > MAX_DEPTH:
+            # It may be deep: then it has no room within as many levels as may stand around it.
+            for _ in range(_ROOM):
+                value = [value]
+            orjson.dumps(value)
+        return data
     except (TypeError, ValueError) as error:
         why = next((text for sign, text in _WHY if sign in str(error)), str(error))
         raise InvalidInput(f"{what} cannot be stored: {why}") from None
