@@ -12,7 +12,7 @@ from contextlib import aclosing
 from types import TracebackType
 from typing import ParamSpec, Self, TypeVar
 
-from cluster.errors import InternalError, Unavailable
+from cluster.errors import Conflict, HeadraceError, InternalError, Unavailable
 from cluster.sse import SseEvent, SseLines, SseReader
 from headrace.transports import (
     AsyncHandleTransport,
@@ -76,13 +76,13 @@ class Shell:
         return not isinstance(self._transport, HandleTransport)
 
     def _do(self, call: Call[T]) -> T:
-        """Send a call; one that is safe to repeat is repeated while the cluster cannot be reached."""
+        """Send a call; one that is safe to repeat is repeated while the cluster cannot be reached, or still does it."""
         for pause in (*_PAUSES_S, None):
             try:
                 answer = self._transport.send(call.method, call.path, call.headers, call.body, call.timeout_s)
                 return call.parse(answer)
-            except Unavailable as error:
-                if not call.retry_safe or pause is None:
+            except (Unavailable, Conflict) as error:
+                if not call.retry_safe or pause is None or not _is_passing(error):
                     raise
                 self._sleep(_pause_s(pause, error))
         raise InternalError("unreachable")
@@ -160,8 +160,8 @@ class AsyncShell:
             try:
                 answer = await self._transport.send(call.method, call.path, call.headers, call.body, call.timeout_s)
                 return call.parse(answer)
-            except Unavailable as error:
-                if not call.retry_safe or pause is None:
+            except (Unavailable, Conflict) as error:
+                if not call.retry_safe or pause is None or not _is_passing(error):
                     raise
                 await self._sleep(_pause_s(pause, error))
         raise InternalError("unreachable")
@@ -207,7 +207,12 @@ def _find(url: str | None, api_key: str | None, environment: str | None) -> tupl
     return found.url, found.api_key
 
 
-def _pause_s(pause: float, error: Unavailable) -> float:
+def _is_passing(error: HeadraceError) -> bool:
+    """A conflict that says when to come again is one with the same call, sent before and still being recorded."""
+    return isinstance(error, Unavailable) or error.retry_after_s is not None
+
+
+def _pause_s(pause: float, error: HeadraceError) -> float:
     return max(pause, min(error.retry_after_s or 0.0, 5.0))
 
 

@@ -183,20 +183,22 @@ def test_submit_with_files_needs_a_mapping() -> None:
 
 
 def test_safe_calls_are_repeated_and_others_are_not() -> None:
-    """A broken connection is tried again for reads and submits, with the same key; an inference is sent once."""
+    """A broken connection is tried again for reads and submits, with the same key, also while the first is still being
+    recorded; an inference is sent once."""
     broken = Unavailable("gone", retry_after_s=2.5)
+    recording = Conflict("it is being recorded", retry_after_s=1)
     script = (
         ScriptedTransport()
-        .on("POST", "/workflows/w/runs", broken, problem(broken), reply(RUN, status=202))
+        .on("POST", "/workflows/w/runs", broken, problem(broken), problem(recording), reply(RUN, status=202))
         .on("POST", "/v2/models/m/infer", broken)
     )
     one, sleeps = client(script)
     assert one.submit("w").id == "run-0-x"
     assert len({request.headers["idempotency-key"] for request in script.sent}) == 1
-    assert sleeps.made == [2.5, 2.5]
+    assert sleeps.made == [2.5, 2.5, 1.5]
     with pytest.raises(Unavailable):
         one.infer("m", {"x": 1})
-    assert len(script.sent) == 4
+    assert len(script.sent) == 5
 
 
 def test_repeating_ends() -> None:
