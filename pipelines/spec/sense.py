@@ -127,12 +127,6 @@ def _retry(path: Path, retry: RetrySpec) -> Iterator[Problem]:
 
 
 def _resources(path: Path, wanted: Resources, cpus: float | None, gpus: float | None) -> Iterator[Problem]:
-    if not math.isfinite(wanted.cpus) or not math.isfinite(wanted.gpus):
-        yield Problem(path=path, message="cpus and gpus are numbers that a node can have")
-        return
-    if wanted.gpus > 1 and not float(wanted.gpus).is_integer():
-        text = f"{wanted.gpus:g} GPUs: a share is less than 1, and more than one card are whole cards"
-        yield Problem(path=(*path, "gpus"), message=text)
     for name, need, there in (("cpus", wanted.cpus, cpus), ("gpus", wanted.gpus, gpus)):
         if there is not None and need > there:
             text = f"{need:g} {name}, but the environment's node has {there:g} (cluster.num_{name})"

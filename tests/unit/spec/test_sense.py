@@ -115,8 +115,8 @@ A = "{id: a, type: python_script}"
         # What no node and no environment has.
         (script("resources: {cpus: 9}"), "resources.cpus: 9 cpus, but the environment's node has 8 (cluster.num_cpus)"),
         (script("resources: {gpus: 1}"), "the environment's node has 0"),
-        (script("resources: {gpus: 1.5}"), "more than one card are whole cards"),
-        (script("resources: {cpus: .inf}"), "numbers that a node can have"),
+        (script("resources: {gpus: 1.5}"), "above 1, Ray gives out whole ones only"),
+        (script("resources: {cpus: .inf}"), "should be a finite number"),
         (script("image: 'box:1'"), "is a container, and this cluster has no container engine"),
         (script("image: 'tol:1'"), "did you mean 'tool:1'?"),
         (script("image: 'tool:1', script: x.py"), "script: has no effect: the image 'tool:1' is a function"),
