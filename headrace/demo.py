@@ -308,6 +308,10 @@ def _play(console: Console, state: Path) -> None:
     console.rule("[bold]5. kill -9 of the run store in the middle of a run")
     demo.survive()
     console.rule("[bold]What to try next")
+    if shutil.which("headrace", path=env.get("PATH")) is None:
+        # `make demo` runs it by its path; a person will type its name.
+        activate = os.path.relpath(Path(sys.executable).parent / "activate")
+        console.print(f"  source {activate:<46} once in this terminal", markup=False, highlight=False, soft_wrap=True)
     console.print(
         "  headrace up                                           keep a cluster like this one\n"
         "  headrace run image_processing --file photo=cat.jpg    caption a photo of yours\n"

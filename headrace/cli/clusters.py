@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from contextlib import redirect_stdout
@@ -72,7 +73,7 @@ def up(
             if running.dashboard:
                 note(f"Ray jobs: export RAY_ADDRESS={running.dashboard} RAY_AUTH_MODE=token")
             if shutil.which("headrace", path=state.env.get("PATH")) is None:
-                note(f"first: source {Path(sys.executable).parent / 'activate'}")
+                note(f"first: source {os.path.relpath(Path(sys.executable).parent / 'activate')}")
             say(f"try: headrace status · {_example(loaded.config)} · headrace workflows · headrace down")
     raise typer.Exit(1 if failed else 0)
 
