@@ -86,6 +86,6 @@ async def serving(cluster: LocalCluster, wired: Mapping[str, Any]) -> AsyncItera
     """`planes`, and a client of them over HTTP once every model is ready."""
     async with planes(wired), AsyncClient(cluster.http_url) as client:
         await answering(client)
-        seen = await deployed(client, wired, seconds=240)
+        seen = await deployed(client, wired, seconds=480)
         assert seen["state"] == "done", seen
         yield client
