@@ -43,5 +43,5 @@ def test_what_only_looks_like_a_stored_value_is_a_mapping_like_any_other(h: Harn
     h.submit({"u": value})
     assert h.find("a").input == "plain"
     each = h.submit({"u": value}, workflow="each")
-    assert h.step(each, "a")["error"]["message"] == "foreach.items gave dict, not a list"
+    assert h.step(each, "a")["error"]["message"] == "foreach.items gave object, not a list"
     assert not h.fetches
