@@ -29,7 +29,7 @@ class Archiver:
 
     def __init__(self, *, kernel: Kernel) -> None:
         self._kernel = kernel
-        self._last_seen = 0.0
+        self._archiving = asyncio.Lock()
 
     async def run(self) -> None:
         """Until cancelled. A bucket that does not answer delays it, no more."""
@@ -45,6 +45,10 @@ class Archiver:
 
     async def archive(self) -> int:
         """Move all finished runs to the bucket now; returns how many."""
+        async with self._archiving:  # two at once would write the same runs twice
+            return await self._archive()
+
+    async def _archive(self) -> int:
         kernel = self._kernel
         engine = kernel.engine
         chosen = []
