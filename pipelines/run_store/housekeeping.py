@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
@@ -19,6 +20,8 @@ from pipelines.run_store.webhooks import HttpSender, SendResult, WebhookSigner
 
 __all__ = ["Archiver", "Reporter", "WebhookPump"]
 
+_log = logging.getLogger(__name__)
+
 RETRY_S = 5.0
 CHUNK = 64
 ENDED = frozenset({"SUCCESS", "FAILED", "CANCELLED"})
@@ -30,6 +33,7 @@ class Archiver:
     def __init__(self, *, kernel: Kernel) -> None:
         self._kernel = kernel
         self._archiving = asyncio.Lock()
+        self._trouble: str | None = None
 
     async def run(self) -> None:
         """Until cancelled. A bucket that does not answer delays it, no more."""
@@ -139,7 +143,15 @@ class Archiver:
     async def _quietly(self, work: Any) -> None:
         try:
             await work
-        except StorageError:
+            self._trouble = None
+        except StorageError as error:
+            if error.message != self._trouble:  # told once, not every few seconds
+                self._trouble = error.message
+                _log.warning(
+                    "shard %d: finished runs stay in memory until the bucket takes them: %s",
+                    self._kernel.shard,
+                    error.message,
+                )
             await asyncio.sleep(RETRY_S)
         except HeadraceError:
             if self._kernel.failed is None:

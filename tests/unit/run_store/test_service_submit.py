@@ -191,3 +191,23 @@ async def test_a_large_input_travels_by_reference() -> None:
     assert given["n"] == 1
     assert given["text"]["spilled"]
     assert given["text"]["$blob"] in "".join(key for key in bucket.objects if key.startswith("blobs/"))
+
+
+@in_virtual_time
+async def test_an_archive_that_cannot_be_written_is_told_once_and_made_good(caplog: pytest.LogCaptureFixture) -> None:
+    """While the bucket takes no archive, finished runs stay in memory and the log says so once; later they go."""
+    bucket = HeldBucket()
+    factory = StoreFactory(bucket=bucket, clock=loop_clock(), settings=StoreSettings(archive_after_s=10))
+    async with factory.running() as store:
+        await store.register({"workflow": TWO_STEPS})
+        run = await store.submit({"workflow": "two", "input": 1})
+        await wait_ended(store, run["id"])
+        bucket.away = True
+        await asyncio.sleep(60)
+        assert run["id"] in store.kernel.engine
+        told = [record.getMessage() for record in caplog.records if record.name == "pipelines.run_store.housekeeping"]
+        assert told == ["shard 0: finished runs stay in memory until the bucket takes them: 503 (a test)"]
+        bucket.away = False
+        await asyncio.sleep(60)
+        assert run["id"] not in store.kernel.engine
+        assert (await store.get(run["id"]))["state"] == "SUCCESS"
