@@ -23,6 +23,7 @@ _log = logging.getLogger(__name__)
 _PATIENCE_S = 0.5
 """So long a beat waits for the checks of a move. Golden requests may take half a minute: other releases, their guard
 rails and the breakers must not wait for them."""
+AT_ONCE = ("guard", "breaker")
 _RECORD = ""
 """In place of a model's name: promotions that could not be recorded at once."""
 
@@ -54,7 +55,7 @@ class ReleaseClock:
                 found = await self._observe(name)
                 if found is None:
                     continue
-                if found.decision.reason == "guard":
+                if found.decision.reason in AT_ONCE:
                     # At once, whatever is being checked meanwhile: the way back depends on nothing that can take time.
                     await self._move(found, found.decision, {})
                 elif name not in self._moving:
@@ -103,8 +104,8 @@ class ReleaseClock:
                 await core.write(self._observed(release, Counts(), Counts(), looks))
             if decision.action == "hold":
                 return None
-            if release.state is ReleaseState.PAUSED and decision.reason not in ("guard", "breaker"):
-                return None  # in a pause only guard rails act
+            if release.state is ReleaseState.PAUSED and decision.reason not in AT_ONCE:
+                return None  # in a pause only these act
             return _Due(release, release.step, decision)
 
     def _observed(self, release: Release, theirs: Counts, mine: Counts, looks: dict[str, Any] | None) -> Any:

@@ -110,6 +110,28 @@ async def test_a_guard_rail_does_not_wait_for_its_own_releases_check(world: Worl
     assert plane.table().models["slow"].weights == {"1.0.0": 100.0, "1.1.0": 0.0}
 
 
+async def test_an_open_breaker_does_not_wait_for_a_check(world: World, plane: ControlPlane) -> None:
+    """A candidate whose breaker opens while its next step is checked is rolled back at once, in a pause, too."""
+    names = ("slow", "paused")
+    breaker = {"consecutive_failures": 5}
+    await plane.call("deploy", {"config": config({name: {**model(), "breaker": breaker} for name in names})})
+    await settle(plane)
+    for name in names:
+        await plane.call("release_start", {"model": name, "candidate": "1.1.0"})
+    await plane.call("release_pause", {"model": "paused"})
+    deployer = world.deployer
+    assert isinstance(deployer, Hanging)
+    deployer.hang |= {"slow-1.0.0", "slow-1.1.0", "paused-1.0.0"}
+    await say(plane, "slow", 1)
+    await plane.beat()
+    for seq, name in enumerate(names, start=2):
+        await say(plane, name, seq, errors=100)
+    await plane.beat()
+    for name in names:
+        seen = await plane.call("release_status", {"model": name})
+        assert (seen["state"], seen["history"][-1]["figures"]["reason"]) == ("rolled_back", "breaker")
+
+
 async def test_the_checks_of_one_release_promote_no_other(world: World, plane: ControlPlane) -> None:
     """A promotion whose checks outlived their release is refused: what runs now was not checked."""
     await begin(plane, "slow")
