@@ -136,6 +136,9 @@ def _start_head(
         # Ray ends idle workers beyond one per CPU after a second. Steps come in bursts and ask for small shares of a
         # CPU, so that the next burst would wait for new processes, each of which costs a second of CPU to start.
         "RAY_idle_worker_killing_time_threshold_ms": "120000",
+        # The workers of a dead owner's steps are asked to end, which a script may take for its own exit. They hold
+        # their CPUs until they are killed: the next run store would have to wait five seconds for them.
+        "RAY_kill_worker_timeout_milliseconds": "1000",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DEDUP_LOGS": "0",
         "PYTHONPATH": os.pathsep.join([*python_path, *filter(None, [os.environ.get("PYTHONPATH")])]),
