@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import secrets
+import shutil
 import signal
 import socket
 import sys
@@ -188,11 +189,8 @@ def _start_head(
 
 def find_local(state_dir: Path) -> LocalCluster | None:
     """The cluster that this state folder belongs to, if its head process still lives."""
-    try:
-        cluster = LocalCluster(**json.loads((state_dir / _FILE).read_text()))
-    except (FileNotFoundError, json.JSONDecodeError, TypeError):
-        return None
-    return cluster if cluster.pid in _marked(cluster.mark) else None
+    cluster = _recorded(state_dir)
+    return cluster if cluster is not None and cluster.pid in _marked(cluster.mark) else None
 
 
 def stop_local(state_dir: Path) -> bool:
@@ -201,15 +199,22 @@ def stop_local(state_dir: Path) -> bool:
     The processes are killed: everything that must outlive them is in the bucket by then, and Ray's own orderly stop
     takes over twenty seconds.
     """
-    try:
-        cluster = LocalCluster(**json.loads((state_dir / _FILE).read_text()))
-    except (FileNotFoundError, json.JSONDecodeError, TypeError):
+    cluster = _recorded(state_dir)
+    if cluster is None:
         return False
     found = _kill_marked(cluster.mark)
     (state_dir / _FILE).unlink(missing_ok=True)
     if found:
-        _remove_tree(cluster.session_dir)
+        shutil.rmtree(cluster.session_dir, ignore_errors=True)
     return found
+
+
+def _recorded(state_dir: Path) -> LocalCluster | None:
+    """The cluster that was started last over this state folder, alive or not."""
+    try:
+        return LocalCluster(**json.loads((state_dir / _FILE).read_text()))
+    except (FileNotFoundError, json.JSONDecodeError, TypeError):
+        return None
 
 
 def connect(cluster: LocalCluster | None = None, *, address: str | None = None, namespace: str = "headrace") -> None:
@@ -398,9 +403,3 @@ def _alive(pid: int) -> bool:
         return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
-
-
-def _remove_tree(path: str) -> None:
-    import shutil
-
-    shutil.rmtree(path, ignore_errors=True)
