@@ -14,7 +14,7 @@ base_ejection_time multiplied by the number of times the host was ejected, which
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
@@ -105,10 +105,15 @@ class Breaker:
     passed: int = 0
     window: deque[tuple[float, int, int]] = field(default_factory=deque)
 
-    def observe(self, seen: Observation, *, now: float, may_open: bool = True) -> BreakerMove | None:
-        """Count `seen`; the move that follows from it, if any. `may_open`: `max_ejection_percent` leaves room."""
-        if not self.config.enabled or seen.requests <= 0 or seen.revision < self.snapshot.since_revision:
+    def observe(self, *rows: Observation, now: float, may_open: bool = True) -> BreakerMove | None:
+        """Count the rows of one report, in their order; the move that follows from all of them together, if any:
+        failures of one row that a later row's success ended are no streak. `may_open`: `max_ejection_percent` leaves
+        room.
+        """
+        counted = [row for row in rows if row.requests > 0 and row.revision >= self.snapshot.since_revision]
+        if not self.config.enabled or not counted:
             return None
+        seen = _together(counted)
         if self.snapshot.state is BreakerState.OPEN:
             return None
         if self.snapshot.state is BreakerState.HALF_OPEN:
@@ -183,6 +188,19 @@ class Breaker:
             why=why,
         )
         return BreakerMove(event=event, why=why, snapshot=after)
+
+
+def _together(rows: Sequence[Observation]) -> Observation:
+    """One observation that says the same as these, one after the other."""
+    streak = 0
+    for row in rows:
+        streak = row.trailing_failures + (streak if row.errors >= row.requests else 0)
+    return Observation(
+        requests=sum(row.requests for row in rows),
+        errors=sum(row.errors for row in rows),
+        trailing_failures=streak,
+        revision=max(row.revision for row in rows),
+    )
 
 
 def may_eject(*, ejected: int, total: int, max_percent: float) -> bool:

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from cluster.config.models import BreakerConfig
 from cluster.errors import NotFound
 from serve_apps.control import events as e
-from serve_apps.control.breaker import Breaker, BreakerMove, BreakerSnapshot, BreakerState, Observation, may_eject
+from serve_apps.control.breaker import (
+    Breaker,
+    BreakerEvent,
+    BreakerMove,
+    BreakerSnapshot,
+    BreakerState,
+    Observation,
+    may_eject,
+)
 from serve_apps.control.core import Core
 from serve_apps.control.payload import Payload
 from serve_apps.control.tables import HOST, host_breaker_config, model_config, model_target
@@ -28,20 +37,24 @@ class Breakers:
 
     async def observe(self, report: RouterReport) -> None:
         """Count a router's report. Raises `Fenced`."""
+        rows: dict[tuple[str, str], list[Observation]] = {}
         for row in report.versions:
             model = self._core.state.models.get(row.model)
-            if model is None or row.version not in model.versions or row.requests <= 0:
-                continue
-            if not row.errors and model_target(row.model, row.version) not in self._breakers:
+            if model is not None and row.version in model.versions:
+                seen = Observation(
+                    requests=row.requests,
+                    errors=row.errors,
+                    trailing_failures=row.trailing_failures,
+                    revision=row.revision,
+                )
+                rows.setdefault((row.model, row.version), []).append(seen)
+        for (name, version), observed in rows.items():
+            target = model_target(name, version)
+            if target not in self._breakers and not any(seen.errors for seen in observed):
                 continue  # a version that never failed needs no breaker
-            config = model_config(model).breaker
-            seen = Observation(
-                requests=row.requests,
-                errors=row.errors,
-                trailing_failures=row.trailing_failures,
-                revision=row.revision,
-            )
-            await self._feed(model_target(row.model, row.version), config, seen, row.model)
+            model = self._core.state.models.get(name)
+            if model is not None:  # it may have been dropped while the row before was written down
+                await self._feed(target, model_config(model).breaker, observed, name)
 
     async def report(self, payload: Payload) -> dict[str, Any]:
         """What a run store saw of http hosts: `{source, seq, hosts: [{host, revision, requests, errors,
@@ -53,16 +66,19 @@ class Breakers:
             return {"counted": False}
         self._heard[source] = seq
         config = host_breaker_config(self._core.state)
+        by_host: dict[str, list[Observation]] = {}
         for row in rows:
-            target = f"{HOST}{row['host']}"
             seen = Observation(
                 requests=int(row["requests"]),
                 errors=int(row["errors"]),
                 trailing_failures=int(row["trailing_failures"]),
                 revision=int(row["revision"]),
             )
-            if seen.errors or target in self._breakers or target in self._core.state.breakers:
-                await self._feed(target, config, seen, None)
+            by_host.setdefault(f"{HOST}{row['host']}", []).append(seen)
+        for target, observed in by_host.items():
+            known = target in self._breakers or target in self._core.state.breakers
+            if known or any(seen.errors for seen in observed):
+                await self._feed(target, config, observed, None)
         self._forget_quiet()
         return {"counted": True}
 
@@ -114,13 +130,14 @@ class Breakers:
         model = self._core.state.models.get(rest.split(":")[0]) if kind == "model" else None
         return model_config(model).breaker if model else BreakerConfig()
 
-    async def _feed(self, target: str, config: BreakerConfig, seen: Observation, model: str | None) -> None:
+    async def _feed(self, target: str, config: BreakerConfig, seen: Sequence[Observation], model: str | None) -> None:
         breaker = self._breaker(target, config)
-        may_open = self._room(model, config) if model else True
-        move = breaker.observe(seen, now=self._core.now(), may_open=may_open)
+        move = breaker.observe(*seen, now=self._core.now(), may_open=self._room(model, config))
         if move is not None:
             async with self._core.lock:
-                await self._write(target, breaker, move)
+                # Another router's report may have opened another version's breaker meanwhile.
+                if move.event is not BreakerEvent.TRIP or self._room(model, config):
+                    await self._write(target, breaker, move)
 
     async def _write(self, target: str, breaker: Breaker, move: BreakerMove | None) -> None:
         if move is None:
@@ -141,8 +158,13 @@ class Breakers:
         breaker.config = config
         return breaker
 
-    def _room(self, model: str, config: BreakerConfig) -> bool:
-        entry = self._core.state.models[model]
+    def _room(self, model: str | None, config: BreakerConfig) -> bool:
+        """Whether one more version of `model` may be ejected; always for an http host (None)."""
+        if model is None:
+            return True
+        entry = self._core.state.models.get(model)
+        if entry is None:
+            return False
         with_traffic = [version for version, weight in entry.weights.items() if weight > 0]
         out = 0
         for version in with_traffic:

@@ -56,6 +56,21 @@ def test_failures_in_a_row_open_it_across_reports() -> None:
     assert "5 failures in a row" in move.why
 
 
+def test_the_rows_of_one_report_are_judged_together() -> None:
+    """A streak that a success of the same report ended opens nothing, although its row alone would; one that goes on
+    over the rows does, and rows of before the last move are left out.
+    """
+    breaker = Breaker(CONFIG)
+    assert breaker.observe(seen(8, 8), seen(12, 1, trailing=0), now=0) is None
+    assert breaker.streak == 0
+    fresh = Breaker(CONFIG)
+    move = take(fresh, fresh.observe(seen(3, 3), seen(2, 2, revision=1), now=0), 5)
+    assert "5 failures in a row" in move.why
+    take(fresh, fresh.tick(now=30), 6)
+    assert fresh.observe(seen(9, 9, revision=5), seen(2, 0, revision=6), now=31) is None
+    assert fresh.passed == 2
+
+
 def test_a_failure_rate_opens_it_within_its_interval() -> None:
     """Half of twenty requests within the interval open it; old ones are forgotten."""
     breaker = Breaker(CONFIG)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from cluster.errors import NotFound
@@ -67,6 +69,26 @@ async def test_max_ejection_percent_keeps_the_last_version(plane: ControlPlane) 
         await plane.report("a", RouterReport(seq=seq, versions=[row(plane, name, failures=9)]).to_wire())
     out = [name for name, entry in plane.table().models["echo"].versions.items() if entry.ejected]
     assert out == ["1.0.0"]
+
+
+async def test_two_routers_that_report_at_once_do_not_eject_both(plane: ControlPlane) -> None:
+    """What leaves room is looked at again when the first opening is written: the second version stays in."""
+    await deploy(plane, max_ejection_percent=50)
+    await asyncio.gather(
+        plane.report("a", RouterReport(seq=1, versions=[row(plane, "1.0.0", failures=9)]).to_wire()),
+        plane.report("b", RouterReport(seq=1, versions=[row(plane, "1.1.0", failures=9)]).to_wire()),
+    )
+    out = [name for name, entry in plane.table().models["echo"].versions.items() if entry.ejected]
+    assert len(out) == 1
+
+
+async def test_a_recovery_seen_under_a_newer_table_ends_the_streak_before_it(plane: ControlPlane) -> None:
+    """A router counts by table: failures under the old one and then successes under the new one open nothing."""
+    await deploy(plane)
+    revision = plane.table().revision
+    rows = [row(plane, "1.1.0", failures=9, revision=revision - 1), row(plane, "1.1.0", successes=20)]
+    await plane.report("a", RouterReport(seq=1, versions=rows).to_wire())
+    assert not plane.table().models["echo"].versions["1.1.0"].ejected
 
 
 async def test_a_redeployed_version_starts_with_a_clean_record(plane: ControlPlane) -> None:
