@@ -1,17 +1,11 @@
-"""Starts, finds and stops the local Ray cluster that `headrace up` keeps. Knows nothing of models or workflows.
-
-Every process of a cluster inherits the variable `HEADRACE_CLUSTER`, so that stopping it takes exactly its own
-processes: several clusters can live on one machine.
-"""
+"""Starts, finds and stops the local Ray cluster that `headrace up` keeps. Knows nothing of models or workflows."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import secrets
 import shutil
-import signal
 import socket
 import sys
 import tempfile
@@ -21,10 +15,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cluster.errors import Unavailable
+from cluster.ports import check_can_listen, free_ports
+from cluster.private_file import write_private
+from cluster.processes import MARK, kill_marked, marked, spawn
+from cluster.ray_token import token_path
 
 __all__ = ["LocalCluster", "connect", "driver_flags", "find_local", "serve_flags", "start_local", "stop_local"]
 
-_MARK = "HEADRACE_CLUSTER"
 _FILE = "cluster.json"
 _START_TIMEOUT_S = 240.0
 _SLOW_START_S = 25.0
@@ -78,9 +75,9 @@ def start_local(
     if running is not None:
         return running
     if http_port == 0:
-        http_port = _free_ports(1)[0]
+        http_port = free_ports(1)[0]
     else:
-        _refuse_taken_port(http_host, http_port)
+        check_can_listen(http_host, http_port)
     for left in reversed(range(3)):
         try:
             return _start_head(
@@ -93,13 +90,13 @@ def start_local(
                 python_path=python_path,
                 env=env or {},
             )
-        except _EndedByItself:
+        except EndedByItself:
             if not left:
                 raise
     raise AssertionError("unreachable")
 
 
-class _EndedByItself(Unavailable):
+class EndedByItself(Unavailable):
     """Ray came up and ended at once, since one of its processes had been too slow: the next try is quicker."""
 
 
@@ -114,15 +111,15 @@ def _start_head(
     python_path: tuple[str, ...],
     env: Mapping[str, str],
 ) -> LocalCluster:
-    gcs, dashboard, agent, client, metrics, stats, fallback, ingress = _free_ports(8)
+    gcs, dashboard, agent, client, metrics, stats, fallback, ingress = free_ports(8)
     mark = secrets.token_hex(8)
     temp_dir = _short_temp_dir()
-    token_path = _token_path(state_dir)
+    token = token_path(state_dir)
     variables = {
         **os.environ,
         **serve_flags(),
         "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "token"),
-        "RAY_AUTH_TOKEN_PATH": str(token_path),
+        "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),
@@ -143,7 +140,7 @@ def _start_head(
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DEDUP_LOGS": "0",
         "PYTHONPATH": os.pathsep.join([*python_path, *filter(None, [os.environ.get("PYTHONPATH")])]),
-        _MARK: mark,
+        MARK: mark,
         **env,
     }
     command = [
@@ -168,7 +165,7 @@ def _start_head(
     if num_gpus is not None:
         command.append(f"--num-gpus={num_gpus:g}")
     log_path = state_dir / "ray.log"
-    pid = _spawn(command, variables, log_path)
+    pid = spawn(command, variables, log_path)
     cluster = LocalCluster(
         mark=mark,
         pid=pid,
@@ -176,21 +173,22 @@ def _start_head(
         dashboard=f"http://127.0.0.1:{dashboard}",
         http_url=f"http://{http_host}:{http_port}",
         session_dir=temp_dir,
-        token_path=str(token_path),
+        token_path=str(token),
     )
     try:
-        _wait_started(pid, log_path)
+        wait_started(pid, log_path)
+        # Without its record nobody would find the cluster again.
+        write_private(state_dir / _FILE, json.dumps(asdict(cluster), indent=2))
     except BaseException:
-        _kill_marked(mark)
+        kill_marked(mark)
         raise
-    _write_private(state_dir / _FILE, json.dumps(asdict(cluster), indent=2))
     return cluster
 
 
 def find_local(state_dir: Path) -> LocalCluster | None:
     """The cluster that this state folder belongs to, if its head process still lives."""
     cluster = _recorded(state_dir)
-    return cluster if cluster is not None and cluster.pid in _marked(cluster.mark) else None
+    return cluster if cluster is not None and cluster.pid in marked(cluster.mark) else None
 
 
 def stop_local(state_dir: Path) -> bool:
@@ -202,7 +200,7 @@ def stop_local(state_dir: Path) -> bool:
     cluster = _recorded(state_dir)
     if cluster is None:
         return False
-    found = _kill_marked(cluster.mark)
+    found = kill_marked(cluster.mark)
     (state_dir / _FILE).unlink(missing_ok=True)
     if found:
         shutil.rmtree(cluster.session_dir, ignore_errors=True)
@@ -261,27 +259,9 @@ def _short_temp_dir() -> str:
     return tempfile.mkdtemp(prefix="headrace-", dir=root if len(root) <= 15 else "/tmp")
 
 
-def _spawn(command: list[str], variables: Mapping[str, str], log_path: Path) -> int:
-    """Start a process that outlives this one, in a session of its own, with its output in a file."""
-    with log_path.open("wb") as log, open(os.devnull, "rb") as nothing:
-        return os.posix_spawn(
-            command[0],
-            command,
-            variables,
-            setsid=True,
-            # Ignored where `headrace up` was put into the background by a script; workers cancel steps by it.
-            setsigdef=[signal.SIGINT],
-            file_actions=[
-                (os.POSIX_SPAWN_DUP2, nothing.fileno(), 0),
-                (os.POSIX_SPAWN_DUP2, log.fileno(), 1),
-                (os.POSIX_SPAWN_DUP2, log.fileno(), 2),
-            ],
-        )
-
-
-def _wait_started(
-    pid: int, log_path: Path, *, slow_start_s: float = _SLOW_START_S, settle_s: float = _SETTLE_S
-) -> None:
+def wait_started(pid: int, log_path: Path, *, slow_start_s: float = _SLOW_START_S, settle_s: float = _SETTLE_S) -> None:
+    """Wait until `ray start --block`, a child of this process, says that all is started. Raises Unavailable with the
+    end of its output when it ends instead."""
     began = time.monotonic()
     sure_at: float | None = None
     while (now := time.monotonic()) < began + _START_TIMEOUT_S:
@@ -295,111 +275,5 @@ def _wait_started(
         time.sleep(0.1)
     text = log_path.read_text(errors="replace")
     tail = "\n".join(text.splitlines()[-8:])
-    kind = _EndedByItself if "exited unexpectedly" in text else Unavailable
+    kind = EndedByItself if "exited unexpectedly" in text else Unavailable
     raise kind(f"Ray did not start (see {log_path}):\n{tail}")
-
-
-def _token_path(state_dir: Path) -> Path:
-    """Where Ray looks for its token by default, made when missing, so that plain `ray job submit` works too; without a
-    home folder that can be written to, a file of the state folder."""
-    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    try:
-        return _ensure_token(Path(named) if named else Path.home() / ".ray" / "auth_token")
-    except (OSError, RuntimeError) as error:  # the latter for a user who has no home
-        if named:
-            raise Unavailable(f"RAY_AUTH_TOKEN_PATH ({named}) can be neither read nor made: {error}") from None
-        return _ensure_token(state_dir / "ray_token")
-
-
-def _ensure_token(path: Path) -> Path:
-    if not path.exists() or not path.read_text().strip():
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        _write_private(path, secrets.token_hex(32))
-    return path
-
-
-def _write_private(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-    temporary.replace(path)
-
-
-def _refuse_taken_port(host: str, port: int) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise Unavailable(
-                f"port {port} on {host} is taken ({error.strerror}); stop what uses it, or set router.port "
-                f"(HEADRACE__ROUTER__PORT={port + 1})"
-            ) from None
-
-
-def _free_ports(count: int) -> list[int]:
-    """Free TCP ports below the range that the kernel hands out to outgoing connections."""
-    low = 20_000
-    found: list[int] = []
-    while len(found) < count:
-        port = low + secrets.randbelow(10_000)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("0.0.0.0", port))
-            if port not in found:
-                found.append(port)
-    return found
-
-
-def _marked(mark: str) -> set[int]:
-    """The cluster's processes: those whose environment carries the mark, and all that they started.
-
-    Ray's workers write their title over their own environment, so the mark alone does not find them.
-    """
-    needle = f"{_MARK}={mark}".encode()
-    children: dict[int, list[int]] = {}
-    found: set[int] = set()
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or int(entry.name) == os.getpid():
-            continue
-        pid = int(entry.name)
-        with contextlib.suppress(OSError):
-            state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
-            if state == "Z":
-                continue
-            children.setdefault(int(parent), []).append(pid)
-            if needle in (entry / "environ").read_bytes().split(b"\0"):
-                found.add(pid)
-    pending = list(found)
-    while pending:
-        for child in children.get(pending.pop(), ()):
-            if child not in found:
-                found.add(child)
-                pending.append(child)
-    return found
-
-
-def _kill_marked(mark: str) -> bool:
-    """Kill until none is left: a raylet that is going down may still start a worker."""
-    seen: set[int] = set()
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        alive = _marked(mark) | {pid for pid in seen if _alive(pid)}
-        if not alive:
-            return bool(seen)
-        seen |= alive
-        for pid in alive:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        for pid in alive:
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, os.WNOHANG)
-        time.sleep(0.05)
-    raise Unavailable(f"processes of the cluster do not end: {sorted(_marked(mark))}")
-
-
-def _alive(pid: int) -> bool:
-    try:
-        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False

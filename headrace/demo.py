@@ -9,7 +9,6 @@ import logging
 import os
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 import threading
@@ -240,12 +239,6 @@ def find_photos() -> list[Path]:
     return found
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @contextmanager
 def _ended_by_signals() -> Iterator[None]:
     """A polite kill and a closed terminal end the demo as Ctrl-C does: through the clean-up.
@@ -291,7 +284,7 @@ def _play(console: Console, state: Path) -> None:
     flags = {
         "cluster.state_dir": str(state),
         "storage.url": f"file://{state}/bucket",
-        "router.port": str(_free_port()),
+        "router.port": "0",
     }
     loaded = load("dev", env=env, flags=flags)
     console.rule("[bold]1. A cluster, a router, a run store: no database, no broker")

@@ -18,7 +18,9 @@ from typing import Any
 
 from cluster.config.models import StorageConfig
 from cluster.errors import HeadraceError, Unavailable
-from cluster.ray_runtime import _free_ports, _marked, find_local, stop_local
+from cluster.ports import free_ports
+from cluster.processes import marked
+from cluster.ray_runtime import find_local, stop_local
 from headrace.client import Client
 from headrace.connection import read_credentials
 from headrace.results import Run
@@ -42,7 +44,7 @@ class Environment:
         self.folder = folder
         self.state = folder / "state"
         # (Not one that the kernel gives: those go to outgoing connections too, of which a starting cluster has many.)
-        (self.port,) = _free_ports(1)
+        (self.port,) = free_ports(1)
         self.configs = folder / "configs"
         (self.configs / "workflows").mkdir(parents=True)
         (self.configs / "base.yaml").write_text(BASE % {"port": self.port, "state": self.state})
@@ -108,7 +110,7 @@ class Environment:
         cluster = find_local(self.state / "dev")
         assert cluster is not None, "the cluster is not running"
         found = []
-        for pid in _marked(cluster.mark):
+        for pid in marked(cluster.mark):
             try:
                 line = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
             except OSError:

@@ -11,7 +11,9 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from cluster.ray_runtime import LocalCluster, _free_ports, _marked
+from cluster.ports import free_ports
+from cluster.processes import MARK, kill_marked
+from cluster.ray_runtime import LocalCluster
 
 __all__ = ["ExtraNode"]
 
@@ -32,7 +34,7 @@ class ExtraNode:
         resources: str = "{}",
     ):
         self._mark = f"extra-{os.urandom(6).hex()}"
-        agent, runtime_env, metrics = _free_ports(3)
+        agent, runtime_env, metrics = free_ports(3)
         command = [
             sys.executable, "-m", "ray.scripts.scripts", "start", "--block", f"--address={cluster.address}",
             f"--num-cpus={cpus:g}", f"--num-gpus={gpus}", "--object-store-memory=80000000", "--disable-usage-stats",
@@ -41,7 +43,7 @@ class ExtraNode:
             "--labels=" + ",".join(f"{key}={value}" for key, value in (labels or {}).items()),
         ]  # fmt: skip
         variables = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": cluster.token_path}
-        variables |= {"HEADRACE_CLUSTER": self._mark, "CUDA_VISIBLE_DEVICES": ",".join(map(str, range(gpus)))}
+        variables |= {MARK: self._mark, "CUDA_VISIBLE_DEVICES": ",".join(map(str, range(gpus)))}
         self._log = Path(tempfile.mkstemp(prefix="extra-node-", suffix=".log")[1])
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(command, env=variables, stdout=log, stderr=log, start_new_session=True)
@@ -69,10 +71,6 @@ class ExtraNode:
         self._end()
 
     def _end(self) -> None:
-        for pid in _marked(self._mark):
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+        kill_marked(self._mark)
         self._process.wait(20)
         self._log.unlink(missing_ok=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from pydantic import BaseModel, SecretStr
 
 from cluster.config.models import Config, SecretRef
 from cluster.errors import InvalidConfig
+from cluster.private_file import write_private
 
 __all__ = ["SECRETS_FILE_VARIABLE", "Secrets", "collect_secrets", "secret_refs", "write_secrets_file"]
 
@@ -95,11 +95,7 @@ def read_secrets_file(path: Path) -> dict[str, str]:
 def write_secrets_file(path: Path, values: Mapping[str, str]) -> None:
     """Write the file so that only its owner can read it, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as stream:
-        json.dump(dict(values), stream)
-    draft.replace(path)
+    write_private(path, json.dumps(dict(values)))
 
 
 def secret_refs(config: Config) -> list[tuple[str, SecretRef]]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from cluster.ray_runtime import _alive
+from cluster.processes import is_alive
 from headrace.results import Run
 from tests.environment import Environment, until
 
@@ -176,7 +176,7 @@ def test_a_whole_cluster_can_be_replaced(environment: Environment, capsys: pytes
         until(lambda: any_finished(environment, slow), "some finished steps")
         environment.kill_everything()
         killed = time.time()
-        assert not _alive(executions(environment)[-1]["pid"])
+        assert not is_alive(executions(environment)[-1]["pid"])
         environment.verify()
         environment.up()
         load.wait_for_more(4, "runs acknowledged after the next `headrace up`")

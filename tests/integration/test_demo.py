@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.ray_runtime import LocalCluster, _marked, find_local
+from cluster.processes import marked
+from cluster.ray_runtime import LocalCluster, find_local
 from tests.environment import REPOSITORY, until
 
 pytestmark = pytest.mark.ray
@@ -54,7 +55,7 @@ def test_an_interrupted_demo_leaves_nothing(temporary: Path, tmp_path: Path) -> 
     cluster = cluster_of(temporary)
     demo.send_signal(signal.SIGINT)
     assert demo.wait(240) == 130, output.read_text()
-    assert _marked(cluster.mark) == set()
+    assert marked(cluster.mark) == set()
     assert list(temporary.glob("headrace-*")) == []
 
 
@@ -69,5 +70,5 @@ def test_the_demo_tells_its_whole_story(temporary: Path, tmp_path: Path) -> None
     told = output.read_text()
     for words in ("finance_model", "tech_support_model", "general_model", "started exactly once", "no process is left"):
         assert words in told
-    assert _marked(cluster.mark) == set()
+    assert marked(cluster.mark) == set()
     assert (temporary / ".headrace" / "demo" / "chelsea_thumbnail.jpg").stat().st_size > 1000
