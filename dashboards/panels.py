@@ -129,13 +129,7 @@ def over_time(
         .line_width(1)
         .fill_opacity(30 if stacked else 8)
         .show_points(cm.VisibilityMode.NEVER)
-        .legend(
-            c.VizLegendOptions()
-            .display_mode(cm.LegendDisplayMode.LIST)
-            .placement(cm.LegendPlacement.BOTTOM)
-            .show_legend(True)
-            .calcs([])
-        )
+        .legend(_legend())
         .tooltip(c.VizTooltipOptions().mode(cm.TooltipDisplayMode.MULTI).sort(cm.SortOrder.DESCENDING))
     )
     if stacked:
@@ -167,13 +161,7 @@ def states(
         .merge_values(True)
         .row_height(0.8)
         .fill_opacity(80)
-        .legend(
-            c.VizLegendOptions()
-            .display_mode(cm.LegendDisplayMode.LIST)
-            .placement(cm.LegendPlacement.BOTTOM)
-            .show_legend(True)
-            .calcs([])
-        )
+        .legend(_legend())
         .tooltip(c.VizTooltipOptions().mode(cm.TooltipDisplayMode.SINGLE).sort(cm.SortOrder.NONE))
         .with_target(_target(expr, legend))
     )
@@ -233,6 +221,16 @@ def _colours(scheme: str) -> heatmap.HeatmapColorOptions:
         .exponent(0.5)
         .steps(64)
         .reverse(False)
+    )
+
+
+def _legend() -> c.VizLegendOptions:
+    return (
+        c.VizLegendOptions()
+        .display_mode(cm.LegendDisplayMode.LIST)
+        .placement(cm.LegendPlacement.BOTTOM)
+        .show_legend(True)
+        .calcs([])
     )
 
 
