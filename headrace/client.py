@@ -116,7 +116,8 @@ class Client(Operators):
         version: str | None = None,
     ) -> Any:
         """Say how good (0 to 1) an earlier answer was; `request_id` is in `answer.chosen.request_id`, and for an answer
-        that may be forgotten by now, `model` and `version` are there too."""
+        that may be forgotten by now, `model` and `version` are there too. A key with the role invoke speaks only of
+        answers that it got itself."""
         return self._do(api.feedback(request_id, score, comment=comment, model=model, version=version))
 
     # ---- workflows and runs ----

@@ -41,12 +41,15 @@ class VersionStats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """Who answered a request, so that feedback by request id finds its version. `run`: the workflow run, if any."""
+    """Who answered a request, so that feedback by request id finds its version. `run`: the workflow run, if any.
+    `caller`: the name of the key that asked; None from a router that does not say so yet.
+    """
 
     id: str
     model: str
     version: str
     run: str | None = None
+    caller: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 
 from cluster.errors import InvalidInput, NotFound
@@ -10,6 +11,7 @@ from serve_apps.control import events as e
 from serve_apps.control.core import Core
 from serve_apps.control.observations import Observations
 from serve_apps.control.payload import Payload
+from serve_apps.stats import Answer
 
 __all__ = ["Feedback"]
 
@@ -18,7 +20,11 @@ _REPORT_S = 3.0
 
 
 class Feedback:
-    """Operation `feedback`: `{request_id, score 0..1, comment?, model?, version?}`."""
+    """Operation `feedback`: `{request_id, score 0..1, comment?, model?, version?, only_of?}`.
+
+    `only_of`: the name of the key that asks, if it may speak of its own answers only: scores move releases, so nobody
+    gives them to others' answers, nor to a version by its name alone.
+    """
 
     def __init__(self, core: Core, observations: Observations, *, wait_s: float = _REPORT_S):
         self._core = core
@@ -31,8 +37,15 @@ class Feedback:
         if not 0 <= score <= 1:
             raise InvalidInput("a score is 0 (wrong) to 1 (right)")
         model, version = payload.optional_text("model"), payload.optional_text("version")
-        if model is None or version is None:
-            model, version = await self._who(request_id)
+        caller = payload.optional_text("only_of")
+        if caller is not None or model is None or version is None:
+            found = await self._who(request_id, caller)
+            for key, said, true in (("model", model, found.model), ("version", version, found.version)):
+                if caller is not None and said not in (None, true):
+                    raise InvalidInput(
+                        f"the {key} of the answer {request_id!r} is {true}, not {said}", details={"field": key}
+                    )
+            model, version = found.model, found.version
         core = self._core
         async with core.lock:
             if request_id in core.state.feedback_ids:
@@ -52,19 +65,30 @@ class Feedback:
             )
         return {"recorded": True, "model": model, "version": version}
 
-    async def _who(self, request_id: str) -> tuple[str, str]:
-        async def known() -> None:
-            async with self.reported:
-                await self.reported.wait_for(lambda: self._seen.answer(request_id) is not None)
+    async def _who(self, request_id: str, caller: str | None) -> Answer:
+        """The answer, as soon as a router has told of it. One that another key asked for is as if there were none, and
+        takes as long: whether an id exists is not to be found out."""
 
-        if self._seen.answer(request_id) is None:
-            try:
-                await asyncio.wait_for(known(), self._wait_s)
-            except TimeoutError:
-                raise NotFound(
-                    f"no recent answer has the id {request_id!r}: use the answer's x-request-id, or send `model` and "
-                    "`version` from its x-headrace-model and x-headrace-version headers too"
-                ) from None
-        found = self._seen.answer(request_id)
-        assert found is not None
-        return found.model, found.version
+        def known() -> Answer | None:
+            found = self._seen.answer(request_id)
+            return found if found is not None and caller in (None, found.caller) else None
+
+        async def told() -> None:
+            async with self.reported:
+                await self.reported.wait_for(lambda: known() is not None)
+
+        if known() is None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(told(), self._wait_s)
+        found = known()
+        if found is not None:
+            return found
+        if caller is None:
+            raise NotFound(
+                f"no recent answer has the id {request_id!r}: use the answer's x-request-id, or send `model` and "
+                "`version` from its x-headrace-model and x-headrace-version headers too"
+            )
+        raise NotFound(
+            f"no recent answer to the API key '{caller}' has the id {request_id!r}: use the answer's x-request-id, "
+            "with the key that asked, soon after it; for any other answer the role operate is needed"
+        )

@@ -15,6 +15,8 @@ __all__ = ["KEY_PREFIX", "ROLES", "Keys", "hash_key"]
 
 KEY_PREFIX = "hr_"
 ROLES = ("invoke", "operate")
+_TAKEN = ("anonymous", "cluster")
+"""What callers without a key are called (serve_apps.http.deps): a key of that name would get at their answers."""
 
 
 def hash_key(key: str) -> str:
@@ -40,6 +42,8 @@ class Keys:
         if len(name) > 200 or not name.isprintable() or name in (".", ".."):
             # A name stands in the path of the call that revokes the key.
             raise InvalidInput("a key's name has 1 to 200 printable characters, and is not `.` or `..`")
+        if name in _TAKEN:
+            raise InvalidInput(f"'{name}' stands for callers without a key: choose another name")
         core = self._core
         async with core.lock:
             facts: list[Any] = []

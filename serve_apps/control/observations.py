@@ -69,7 +69,9 @@ class Observations:
             times = self._arrivals.setdefault(model, [])
             times += [now] * min(number, 3)
         for answer in report.answers:
-            self._answers[answer.id] = answer
+            known = self._answers.setdefault(answer.id, answer)
+            if known.caller == answer.caller:  # nobody takes an answer over by sending its id again
+                self._answers[answer.id] = answer
             if answer.run:
                 self._follow(answer, now)
         while len(self._answers) > KEPT_ANSWERS:

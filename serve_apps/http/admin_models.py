@@ -308,7 +308,7 @@ class FeedbackBody(Body):
     score: float = Field(ge=0, le=1)
     comment: str = Field(default="", max_length=2000)
     model: str | None = Field(
-        default=None, description="the answer's x-headrace-model, if the id may be forgotten by now"
+        default=None, description="the answer's x-headrace-model, if the id may be forgotten by now (operate)"
     )
     version: str | None = Field(default=None, description="the answer's x-headrace-version")
 

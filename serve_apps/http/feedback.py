@@ -21,8 +21,11 @@ def build_router(gateway: ControlGateway) -> APIRouter:
 
     @router.post("/feedback", response_model=FeedbackView, summary="Say how good an answer was")
     async def feedback(body: FeedbackBody, caller: Invoker) -> Any:
-        """Durable when answered. One score per answer: a second one for the same id is answered `recorded: false`."""
+        """Durable when answered. One score per answer: a second one for the same id is answered `recorded: false`. A
+        key of the role invoke speaks of the answers that it got itself; others are 404, as unknown ones are."""
         given = {key: value for key, value in body.model_dump().items() if value is not None}
+        if caller.role != "operate":
+            given["only_of"] = caller.name
         return await gateway.call("feedback", {**given, "by": caller.name})
 
     return router

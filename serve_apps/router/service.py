@@ -111,7 +111,7 @@ class Router(RouterCore):
                 result = await self._hedged(target, call, inputs, deadline, chosen)
             failed = result.error
             if failed is None:
-                self.stats.answered(call.request_id, target.model.name, entry.version, call.run)
+                self.stats.answered(call.request_id, target.model.name, entry.version, call.run, call.caller)
                 return result
             if number >= limit or not may_retry(failed) or budget is None or not budget.take():
                 return result
@@ -308,7 +308,7 @@ class Router(RouterCore):
         if first.error is not None:
             await stream.aclose()
             raise first.error
-        self.stats.answered(call.request_id, target.model.name, entry.version, call.run)
+        self.stats.answered(call.request_id, target.model.name, entry.version, call.run, call.caller)
         return StreamAnswer(chosen, Chunks(first, stream))
 
     async def _flow_of_chunks(

@@ -106,12 +106,16 @@ class RouterStats:
     def arrived(self, model: str) -> None:
         self._arrivals[model] = self._arrivals.get(model, 0) + 1
 
-    def answered(self, request_id: str, model: str, version: str, run: str | None) -> None:
-        """Who answered, for feedback by request id; the oldest are forgotten first."""
+    def answered(self, request_id: str, model: str, version: str, run: str | None, caller: str) -> None:
+        """Who answered whom, for feedback by request id; the oldest are forgotten first. An id stays with the caller
+        who used it first: nobody else gets at the answer by sending its id again."""
         answers = self._answers
-        if len(answers) >= MAX_ANSWERS:
+        known = answers.get(request_id)
+        if known is not None and known.caller != caller:
+            return
+        if known is None and len(answers) >= MAX_ANSWERS:
             answers.popitem(last=False)
-        answers[request_id] = Answer(id=request_id, model=model, version=version, run=run)
+        answers[request_id] = Answer(id=request_id, model=model, version=version, run=run, caller=caller)
 
     def flow(self, model: str, version: str) -> Flow:
         found = self.flows.get((model, version))

@@ -12,6 +12,7 @@ from serve_apps.control.actor import check_same_bucket
 from serve_apps.control.ports import AppSpec, AppStatus
 from serve_apps.control.service import ControlPlane
 from serve_apps.control.testing import FakeDeployer
+from serve_apps.http.deps import ANONYMOUS, CLUSTER
 
 from .conftest import World, config, settle, version
 
@@ -467,6 +468,9 @@ async def test_keys_are_shown_once_and_revoked(world: World, plane: ControlPlane
     assert not any(made["key"].encode() in record for record in world.journal.records)
     with pytest.raises(Conflict):
         await plane.call("keys_create", {"name": "ci"})
+    for name in (ANONYMOUS.name, CLUSTER.name):
+        with pytest.raises(InvalidInput, match="callers without a key"):
+            await plane.call("keys_create", {"name": name})
     with pytest.raises(InvalidInput, match="no role"):
         await plane.call("keys_create", {"name": "x", "role": "admin"})
     listed = (await plane.call("keys_list", {}))["keys"]

@@ -431,9 +431,10 @@ async def test_all_at_once_promotes_after_its_watch(world: World, plane: Control
 async def test_a_report_that_comes_twice_counts_once(world: World, plane: ControlPlane) -> None:
     """Sequence numbers make reports idempotent."""
     await start(plane)
-    report = RouterReport(
-        seq=1, versions=[VersionStats(model="echo", version="1.1.0", requests=10, latencies_ms=[1.0] * 10)]
-    ).to_wire()
+    row = VersionStats(
+        model="echo", version="1.1.0", revision=plane.table().revision, requests=10, latencies_ms=[1.0] * 10
+    )
+    report = RouterReport(seq=1, versions=[row]).to_wire()
     for _ in range(3):
         await plane.report("r", report)
     await plane.beat()
@@ -452,6 +453,34 @@ async def test_feedback_of_an_unknown_answer_says_what_to_do(world: World) -> No
     assert (await plane.call("feedback", given))["recorded"]
     with pytest.raises(InvalidInput, match="0 \\(wrong\\) to 1"):
         await plane.call("feedback", {**given, "score": 7})
+    await plane.close()
+
+
+async def test_feedback_comes_from_who_got_the_answer(world: World) -> None:
+    """A key that may only invoke scores its own answers: another's is as unknown as one that never was, in the words
+    and in the time, whoever sends its id again, and a version's name alone is nothing. Operators score any.
+    """
+    plane = world.owner()
+    plane._feedback._wait_s = 0.01
+    await plane.call("deploy", {"config": config(echo())})
+    await settle(plane)
+    theirs = [Answer(id=name, model="echo", version="1.0.0", caller="theirs") for name in ("a", "b", "old")]
+    await plane.report("r", RouterReport(seq=1, answers=theirs).to_wire())
+    again = [Answer(id="a", model="echo", version="1.1.0", caller="ours")]
+    await plane.report("q", RouterReport(seq=1, answers=again).to_wire())
+    said = []
+    for name in ("a", "nobody"):
+        for named in ({}, {"model": "echo", "version": "1.1.0"}):
+            with pytest.raises(NotFound) as refused:
+                await plane.call("feedback", {"request_id": name, "score": 0, "only_of": "ours", **named})
+            said.append(refused.value.message.replace(repr(name), "ID"))
+    assert len(set(said)) == 1
+    assert "API key 'ours'" in said[0]
+    with pytest.raises(InvalidInput, match=r"version of the answer 'a' is 1\.0\.0, not 1\.1\.0"):
+        await plane.call("feedback", {"request_id": "a", "score": 0, "only_of": "theirs", "version": "1.1.0"})
+    given = await plane.call("feedback", {"request_id": "a", "score": 0, "only_of": "theirs"})
+    assert given == {"recorded": True, "model": "echo", "version": "1.0.0"}
+    assert (await plane.call("feedback", {"request_id": "b", "score": 0}))["recorded"]
     await plane.close()
 
 

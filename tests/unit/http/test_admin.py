@@ -20,6 +20,7 @@ from serve_apps.control.service import ControlPlane
 from serve_apps.control.testing import FakeDeployer, MemoryJournal
 from serve_apps.http import admin, feedback
 from serve_apps.http.problems import install_problem_handlers
+from serve_apps.stats import Answer, RouterReport
 
 VERSION = {"provider": "python", "class": "a.b:C"}
 
@@ -120,15 +121,23 @@ async def test_numbers_that_are_none_make_no_key(client: httpx.AsyncClient, numb
     assert [key["name"] for key in (await client.get("/admin/keys")).json()["keys"]] == ["ops"]
 
 
-async def test_invoke_keys_may_not_operate(client: httpx.AsyncClient) -> None:
-    """Admin routes need the operate role; feedback needs invoke; no key is 401."""
+async def test_invoke_keys_may_not_operate(client: httpx.AsyncClient, plane: ControlPlane) -> None:
+    """Admin routes need the operate role; feedback needs invoke, and operate for others' answers; no key is 401."""
     made = await client.post("/admin/keys", json={"name": "app", "role": "invoke"})
     assert made.status_code == 201
     app = {"x-api-key": made.json()["key"]}
     assert (await client.get("/admin/models", headers=app)).status_code == 403
     assert (await client.get("/admin/models", headers={"x-api-key": "hr_wrong"})).status_code == 401
     given = {"request_id": "r", "score": 1, "model": "m", "version": "1.0.0"}
+    plane._feedback._wait_s = 0.01
     assert (await client.post("/feedback", json=given, headers=app)).status_code == 404
+    await deploy(client, plane)
+    answers = [Answer(id=name, model="m", version="1.0.0", caller=name) for name in ("app", "other")]
+    await plane.report("r", RouterReport(seq=1, answers=answers).to_wire())
+    own, other = {"request_id": "app", "score": 1}, {"request_id": "other", "score": 1}
+    assert (await client.post("/feedback", json=own, headers=app)).json()["recorded"]
+    assert (await client.post("/feedback", json=other, headers=app)).status_code == 404
+    assert (await client.post("/feedback", json=other)).json()["recorded"]
     assert [key["name"] for key in (await client.get("/admin/keys")).json()["keys"]] == ["app", "ops"]
     assert (await client.delete("/admin/keys/app")).json() == {"name": "app", "revoked": True}
     assert (await client.get("/admin/models", headers=app)).status_code == 401

@@ -27,7 +27,7 @@ from serve_apps.router.mirror import MirrorPool, mirrors
 from serve_apps.router.retry import RetryBudget, backoff_s, counts_against_version, may_fall_back, may_retry
 from serve_apps.router.stats import RouterStats
 from serve_apps.router.vectors import VectorCache
-from serve_apps.stats import MAX_ANSWERS, MAX_SAMPLES
+from serve_apps.stats import MAX_ANSWERS, MAX_SAMPLES, Answer
 from serve_apps.table import VersionEntry
 
 
@@ -254,16 +254,24 @@ def test_a_report_holds_what_happened_and_starts_anew() -> None:
         )
     counters.finished(flow, revision=5, half_open=True, latency_s=0.5, rule="r", outcome="success", failed=False)
     counters.arrived("m")
-    counters.answered("req-1", "m", "1.0.0", "run-0-x")
+    counters.answered("req-1", "m", "1.0.0", "run-0-x", "team")
     report = counters.report(5)
     rows = {(row.revision, row.half_open): row for row in report.versions}
     assert (rows[4, False].requests, rows[4, False].errors, rows[4, False].trailing_failures) == (4, 2, 1)
     assert rows[4, False].latencies_ms == (20.0,)
     assert rows[5, True].latencies_ms == (500.0,)
-    assert (report.answers[0].id, report.answers[0].run) == ("req-1", "run-0-x")
+    assert report.answers == (Answer(id="req-1", model="m", version="1.0.0", run="run-0-x", caller="team"),)
     assert report.arrivals == {"m": 1}
     after = counters.report(5)
     assert (after.seq, after.versions, after.answers) == (report.seq + 1, (), ())
+
+
+def test_a_request_id_stays_with_the_caller_who_used_it_first() -> None:
+    """Another caller's answer under the same id takes nothing over; the same caller's newer one does."""
+    counters = stats()
+    for caller, version in (("ours", "1"), ("theirs", "2"), ("ours", "3")):
+        counters.answered("req", "m", version, None, caller)
+    assert counters.report(1).answers == (Answer(id="req", model="m", version="3", caller="ours"),)
 
 
 def test_reports_are_bounded() -> None:
@@ -274,7 +282,7 @@ def test_reports_are_bounded() -> None:
         counters.finished(
             flow, revision=1, half_open=False, latency_s=i / 1e6, rule="", outcome="success", failed=False
         )
-        counters.answered(str(i), "m", "1", None)
+        counters.answered(str(i), "m", "1", None, "team")
     report = counters.report(1)
     assert len(report.versions[0].latencies_ms) == MAX_SAMPLES
     assert len(report.answers) == MAX_ANSWERS
