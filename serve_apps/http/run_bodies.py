@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, Protocol, Self, TypeVar
 
-import orjson
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException
 
 from cluster.errors import InvalidInput, StorageError, StorageUnavailable, TooLarge
+from serve_apps.http.json_text import loads
 
 __all__ = [
     "OCTETS",
@@ -165,10 +165,7 @@ async def read_json(request: Request, *, limit: int) -> Any:
     raw = await _read_limited(request, limit=limit)
     if not raw.strip():
         return None
-    try:
-        return orjson.loads(raw)
-    except orjson.JSONDecodeError as error:
-        raise InvalidInput(f"the body is not JSON: {error}") from error
+    return loads(raw, "the body")
 
 
 def _body(raw: Any) -> RunSubmitBody:
@@ -260,10 +257,7 @@ async def _upload(blobs: BlobWriter, file: UploadFile, *, limit: int) -> dict[st
 
 
 def _form_json(name: str, value: str) -> Any:
-    try:
-        return orjson.loads(value)
-    except orjson.JSONDecodeError as error:
-        raise InvalidInput(f"the form field {name!r} must be JSON: {error}") from error
+    return loads(value.encode("utf-8", "surrogatepass"), f"the form field {name!r}")
 
 
 async def register_body(request: Request) -> dict[str, Any]:
