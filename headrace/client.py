@@ -13,7 +13,7 @@ from cluster.errors import DeadlineExceeded, Unavailable
 from headrace import api
 from headrace.folders import read_edited, read_folder
 from headrace.operators import Operators
-from headrace.results import Answer, Chat, Embeddings, Event, Run
+from headrace.results import Answer, Chat, Chosen, Embeddings, Event, Run
 from headrace.wire import path_of
 
 __all__ = ["Client"]
@@ -84,13 +84,21 @@ class Client(Operators):
         return self._do(api.chat(model, messages, options=options, headers=api.pinned(version=version, key=key)))
 
     def stream(
-        self, model: str, messages: str | Sequence[Mapping[str, Any]], *, version: str | None = None, **options: Any
+        self,
+        model: str,
+        messages: str | Sequence[Mapping[str, Any]],
+        *,
+        version: str | None = None,
+        on_chosen: Callable[[Chosen], None] | None = None,
+        **options: Any,
     ) -> Iterator[str]:
-        """The pieces of a chat answer as they are made. Raises Unavailable when they end before their end."""
+        """The pieces of a chat answer as they are made; `on_chosen` is told who answers, before the first. Raises
+        Unavailable when they end before their end."""
         body, kind = api.chat_body(model, messages, stream=True, options=options)
         headers = {**kind, **api.pinned(version=version)}
         whole = False
-        for event in self._sse("POST", "/v1/chat/completions", headers, body):
+        heard = (lambda answer: on_chosen(Chosen.of(answer))) if on_chosen is not None else None
+        for event in self._sse("POST", "/v1/chat/completions", headers, body, heard=heard):
             whole = whole or api.stream_ended(event.data)
             if text := api.stream_text(event.data):
                 yield text

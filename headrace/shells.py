@@ -19,6 +19,7 @@ from headrace.transports import (
     AsyncHttpTransport,
     AsyncTransport,
     HandleTransport,
+    Heard,
     HttpTransport,
     Transport,
 )
@@ -92,13 +93,19 @@ class Shell:
         return work(*args, **kwargs)
 
     def _sse(
-        self, method: str, path: str, headers: Mapping[str, str], body: bytes, give_up: float | None = None
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        body: bytes,
+        give_up: float | None = None,
+        heard: Heard | None = None,
     ) -> Iterator[SseEvent]:
         """The events of one answer. `give_up`: monotonic time; looked at whenever something comes, which is at least
-        every 15 s (the server's heartbeat). Raises TimeoutError."""
+        every 15 s (the server's heartbeat). `heard` gets the answer's headers. Raises TimeoutError."""
         reader = SseReader()
         _check_time(give_up)
-        with self._transport.chunks(method, path, {**headers, **_ACCEPT}, body) as chunks:
+        with self._transport.chunks(method, path, {**headers, **_ACCEPT}, body, heard) as chunks:
             for chunk in chunks:
                 yield from reader.feed(chunk)
                 _check_time(give_up)
@@ -171,12 +178,19 @@ class AsyncShell:
         return await asyncio.to_thread(work, *args, **kwargs)
 
     async def _sse(
-        self, method: str, path: str, headers: Mapping[str, str], body: bytes, give_up: float | None = None
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        body: bytes,
+        give_up: float | None = None,
+        heard: Heard | None = None,
     ) -> AsyncIterator[SseEvent]:
         """As `Shell._sse`, but exact to the moment."""
         reader = SseReader()
         _check_time(give_up)
-        async with self._transport.chunks(method, path, {**headers, **_ACCEPT}, body) as chunks, aclosing(chunks):
+        accepted = {**headers, **_ACCEPT}
+        async with self._transport.chunks(method, path, accepted, body, heard) as chunks, aclosing(chunks):
             while True:
                 left = None if give_up is None else give_up - time.monotonic()
                 async with asyncio.timeout(left):

@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from cluster.errors import HeadraceError, NotFound
+from headrace.transports import Heard
 from headrace.wire import Response, error_of
 
 __all__ = ["AsyncScriptedTransport", "Request", "ScriptedTransport", "problem", "reply"]
@@ -76,10 +77,14 @@ class ScriptedTransport:
         return answer if isinstance(answer, Response) else answer(request)
 
     @contextmanager
-    def chunks(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Iterator[Iterator[bytes]]:
+    def chunks(
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes, heard: Heard | None = None
+    ) -> Iterator[Iterator[bytes]]:
         answer = self.send(method, path, headers, body, None)
         if answer.status >= 400:
             raise error_of(answer)
+        if heard is not None:
+            heard(answer.headers)
         yield iter([answer.body])
 
     def close(self) -> None:
@@ -99,9 +104,9 @@ class AsyncScriptedTransport:
 
     @asynccontextmanager
     async def chunks(
-        self, method: str, path: str, headers: Mapping[str, str], body: bytes
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes, heard: Heard | None = None
     ) -> AsyncIterator[AsyncGenerator[bytes, None]]:
-        with self._script.chunks(method, path, headers, body) as chunks:
+        with self._script.chunks(method, path, headers, body, heard) as chunks:
 
             async def each() -> AsyncGenerator[bytes, None]:
                 for chunk in chunks:

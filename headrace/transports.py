@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import ipaddress
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,6 +21,7 @@ __all__ = [
     "AsyncHttpTransport",
     "AsyncTransport",
     "HandleTransport",
+    "Heard",
     "HttpTransport",
     "Transport",
 ]
@@ -32,6 +33,10 @@ EVENTS_PAUSE_S = 60.0
 alive it looks from here (a computer that slept, a router that forgot it)."""
 
 
+Heard = Callable[[Mapping[str, str]], None]
+"""Told an answer's headers, before its first byte."""
+
+
 class Transport(Protocol):
     """One exchange, or one whose answer is read as it comes. Raises `HeadraceError` when there is no answer."""
 
@@ -40,7 +45,7 @@ class Transport(Protocol):
     ) -> Response: ...
 
     def chunks(
-        self, method: str, path: str, headers: Mapping[str, str], body: bytes
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes, heard: Heard | None = None
     ) -> AbstractContextManager[Iterator[bytes]]:
         """The answer's bytes in the pieces they come in; error answers raise."""
         ...
@@ -56,7 +61,7 @@ class AsyncTransport(Protocol):
     ) -> Response: ...
 
     def chunks(
-        self, method: str, path: str, headers: Mapping[str, str], body: bytes
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes, heard: Heard | None = None
     ) -> AbstractAsyncContextManager[AsyncGenerator[bytes, None]]: ...
 
     async def close(self) -> None: ...
@@ -155,7 +160,9 @@ class HttpTransport:
         return Response(answer.status_code, dict(answer.headers), answer.content)
 
     @contextmanager
-    def chunks(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Iterator[Iterator[bytes]]:
+    def chunks(
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes, heard: Heard | None = None
+    ) -> Iterator[Iterator[bytes]]:
         import httpx
 
         pause_s = _pause_s(method, headers)
@@ -169,6 +176,8 @@ class HttpTransport:
             ) as answer:
                 if answer.status_code >= 400:
                     raise error_of(Response(answer.status_code, dict(answer.headers), answer.read()))
+                if heard is not None:
+                    heard(dict(answer.headers))
                 yield answer.iter_bytes()
         except httpx.HTTPError as error:
             raise _broke_off(error, self._url, pause_s) from error
@@ -211,7 +220,7 @@ class AsyncHttpTransport:
 
     @asynccontextmanager
     async def chunks(
-        self, method: str, path: str, headers: Mapping[str, str], body: bytes
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes, heard: Heard | None = None
     ) -> AsyncIterator[AsyncGenerator[bytes, None]]:
         import httpx
 
@@ -226,6 +235,8 @@ class AsyncHttpTransport:
             ) as answer:
                 if answer.status_code >= 400:
                     raise error_of(Response(answer.status_code, dict(answer.headers), await answer.aread()))
+                if heard is not None:
+                    heard(dict(answer.headers))
                 yield _each(answer)
         except httpx.HTTPError as error:
             raise _broke_off(error, self._url, pause_s) from error
@@ -296,10 +307,14 @@ class HandleTransport:
         return _answer(raw)
 
     @contextmanager
-    def chunks(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Iterator[Iterator[bytes]]:
+    def chunks(
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes, heard: Heard | None = None
+    ) -> Iterator[Iterator[bytes]]:
         answer = self.send(method, path, headers, body, None)
         if answer.status >= 400:
             raise error_of(answer)
+        if heard is not None:
+            heard(answer.headers)
         yield iter([answer.body])
 
     def close(self) -> None:
@@ -329,11 +344,13 @@ class AsyncHandleTransport:
 
     @asynccontextmanager
     async def chunks(
-        self, method: str, path: str, headers: Mapping[str, str], body: bytes
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes, heard: Heard | None = None
     ) -> AsyncIterator[AsyncGenerator[bytes, None]]:
         answer = await self.send(method, path, headers, body, None)
         if answer.status >= 400:
             raise error_of(answer)
+        if heard is not None:
+            heard(answer.headers)
         yield _once(answer.body)
 
     async def close(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +12,9 @@ from cluster.errors import InvalidInput
 from headrace.cli.context import Json, shared
 from headrace.cli.help import Group
 from headrace.cli.output import ago, note, print_json, print_table, say, short
+
+if TYPE_CHECKING:
+    from headrace.results import Chosen
 
 __all__ = ["add_to"]
 
@@ -97,10 +100,14 @@ def infer(
     if stream:
         if text is None or inputs:
             raise InvalidInput("--stream takes one text: headrace infer MODEL TEXT --stream")
-        for piece in client.stream(model, text, version=version, **options):
+        began = time.monotonic()
+        who: list[Chosen] = []
+        for piece in client.stream(model, text, version=version, on_chosen=who.append, **options):
             sys.stdout.write(piece)
             sys.stdout.flush()
         say()
+        for chosen in who:
+            note(_who(chosen, time.monotonic() - began))
         return
     metadata = client.metadata(model, version=version)
     values = infer_inputs(text, inputs or [], metadata.get("inputs") or [])
@@ -124,8 +131,12 @@ def infer(
     for name, value in answer.outputs.items():
         shown = value if isinstance(value, str) else short(value, 300)
         say(shown if len(answer.outputs) == 1 else f"{name}: {shown}")
-    note(
-        f"[{chosen.model} {chosen.version}, rule: {chosen.rule or '–'}, {took * 1000:.0f} ms, "
+    note(_who(chosen, took))
+
+
+def _who(chosen: Chosen, took_s: float) -> str:
+    return (
+        f"[{chosen.model} {chosen.version}, rule: {chosen.rule or '–'}, {took_s * 1000:.0f} ms, "
         f"request {chosen.request_id}]"
     )
 

@@ -11,6 +11,7 @@ import pytest
 
 from cluster.errors import Overloaded, Unavailable
 from headrace.testing import ScriptedTransport, problem, reply
+from headrace.wire import Response
 from tests.unit.headrace.commands import DONE, FAILED, ROOT, RUN, Capture, call, script_of, stream
 
 
@@ -57,6 +58,17 @@ def test_json_is_one_document_everywhere(capsys: Capture) -> None:
     code, out, err = call(capsys, ScriptedTransport(), "infer", "m", "hi", "--stream", "--json")
     assert (code, json.loads(out)["error"]["code"]) == (2, "invalid_input")
     assert "choose one" in err
+
+
+def test_a_streamed_answer_says_who_gave_it(capsys: Capture) -> None:
+    """The text alone goes to stdout; model, version, rule and the request's id to stderr, as without --stream."""
+    who = {"x-headrace-model": "m", "x-headrace-version": "2.1.0", "x-headrace-rule": "canary", "x-request-id": "req-7"}
+    body = b'data: {"choices": [{"delta": {"content": "hello"}}]}\n\ndata: [DONE]\n\n'
+    script = ScriptedTransport().on("POST", "/v1/chat/completions", Response(200, who, body))
+    code, out, err = call(capsys, script, "infer", "m", "hi", "--stream")
+    assert (code, out) == (0, "hello\n")
+    assert "[m 2.1.0, rule: canary, " in err
+    assert "request req-7]" in err
 
 
 def test_submit_prints_the_id_alone(capsys: Capture) -> None:

@@ -27,13 +27,16 @@ from cluster.errors import (
     Unauthorized,
     Unavailable,
 )
-from headrace import AsyncClient, Client
+from headrace import AsyncClient, Chosen, Client
 from headrace.testing import AsyncScriptedTransport, Request, ScriptedTransport, problem, reply
-from headrace.transports import EVENTS_PAUSE_S, HttpTransport
+from headrace.transports import EVENTS_PAUSE_S, Heard, HttpTransport
 from headrace.wire import Response, ServerError, error_of
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 RUN = {"id": "run-0-x", "workflow": "w", "state": "RUNNING", "steps": [{"id": "a", "state": "SUCCESS", "output": 5}]}
+
+
+WHO = {"x-headrace-model": "m", "x-headrace-version": "1.0.0", "x-headrace-rule": "direct", "x-request-id": "req-1"}
 
 
 class Sleeps:
@@ -130,16 +133,22 @@ def test_chat_embed_complete_speak_openai() -> None:
 
 
 def test_stream_yields_pieces_and_raises_an_error_chunk() -> None:
-    """A streamed chat comes piece by piece; an error in the stream is raised."""
+    """A streamed chat comes piece by piece, and who answers is told once, before them; an error in the stream is
+    raised.
+    """
 
     def chunk(text: str) -> str:
         return "data: " + json.dumps({"choices": [{"delta": {"content": text}}]}) + "\n\n"
 
     good = (chunk("one ") + chunk("two") + "data: [DONE]\n\n").encode()
     bad = (chunk("one ") + 'data: {"error": {"message": "broke", "code": "model_error"}}\n\n').encode()
-    script = ScriptedTransport().on("POST", "/v1/chat/completions", Response(200, {}, good), Response(200, {}, bad))
+    script = ScriptedTransport().on("POST", "/v1/chat/completions", Response(200, WHO, good), Response(200, {}, bad))
     one, _ = client(script)
-    assert list(one.stream("m", "x")) == ["one ", "two"]
+    told: list[Any] = []
+    for piece in one.stream("m", "x", on_chosen=told.append):
+        told.append(piece)
+    assert told == [Chosen(model="m", version="1.0.0", rule="direct", request_id="req-1"), "one ", "two"]
+    assert "on_chosen" not in script.sent[0].json()
     with pytest.raises(HeadraceError, match="broke"):
         list(one.stream("m", "x"))
 
@@ -277,7 +286,7 @@ async def test_the_async_wait_gives_up_while_the_stream_is_silent() -> None:
     class Silent(AsyncScriptedTransport):
         @asynccontextmanager
         async def chunks(
-            self, method: str, path: str, headers: Mapping[str, str], body: bytes
+            self, method: str, path: str, headers: Mapping[str, str], body: bytes, heard: Heard | None = None
         ) -> AsyncIterator[AsyncGenerator[bytes, None]]:
             async def never() -> AsyncGenerator[bytes, None]:
                 await asyncio.Event().wait()
