@@ -304,13 +304,13 @@ def _play(console: Console, state: Path) -> None:
     if shutil.which("headrace", path=env.get("PATH")) is None:
         # `make demo` runs it by its path; a person will type its name.
         activate = os.path.relpath(Path(sys.executable).parent / "activate")
-        console.print(f"  source {activate:<46} once in this terminal", markup=False, highlight=False, soft_wrap=True)
-    console.print(
-        "  headrace up                                           keep a cluster like this one\n"
-        "  headrace run image_processing --file photo=cat.jpg    caption a photo of yours\n"
-        "  headrace infer support 退款                           ask the route\n"
-        "  headrace models · headrace runs · headrace status     look around; the API is at <url>/docs\n"
-        "  headrace down                                         stop it; runs and models stay in the bucket",
+        console.print(f"  source {activate:<41} once in this terminal", markup=False, highlight=False, soft_wrap=True)
+    console.print(  # (each line fits into 80 columns)
+        "  headrace up                                      keep a cluster like this one\n"
+        "  headrace run image_processing -f photo=cat.jpg   caption a photo of yours\n"
+        "  headrace infer support 退款                      ask the route\n"
+        "  headrace models · headrace runs                  look around; <url>/docs: HTTP\n"
+        "  headrace down                                    stop it; the bucket keeps all",
         markup=False,
         highlight=False,
         soft_wrap=True,
