@@ -88,8 +88,8 @@ class FakeExecutor:
         if event is not None:
             event.set()
 
-    async def wait_started(self, count: int = 1, step_id: str | None = None, timeout_s: float = 5.0) -> list[Attempt]:
-        """Waits until `count` attempts (of the step) have started and returns them."""
+    async def wait_started(self, count: int = 1, step_id: str | None = None, timeout_s: float = 60.0) -> list[Attempt]:
+        """Waits until `count` attempts (of the step) have started and returns them. Raises `TimeoutError`."""
 
         def matching() -> list[Attempt]:
             return [a for a in self.started if step_id is None or a.step_id == step_id]

@@ -10,6 +10,7 @@ import pytest
 from cluster.errors import Fenced, HeadraceError, StorageUnavailable
 from cluster.storage import Bucket
 from pipelines.executor.testing import FakeExecutor
+from pipelines.run_store.settings import StoreSettings
 from pipelines.run_store.testing import StoreFactory, until, wait_ended
 
 WORKFLOW = """
@@ -20,6 +21,8 @@ workflow:
     - {id: b, type: python_script, input: "{{steps.a.output}}"}
 """
 
+# (A real server on a busy machine may take longer for a write than callers are kept waiting for it.)
+PATIENT = StoreSettings(durable_timeout_s=300, read_timeout_s=300)
 
 T = TypeVar("T")
 
@@ -36,7 +39,7 @@ async def patiently(call: Callable[[], Awaitable[T]]) -> T:
 
 async def test_a_second_owner_goes_on_and_the_first_is_fenced(bucket: Bucket) -> None:
     """Runs, keys, events and archived runs are found by the successor; the zombie's results are refused."""
-    factory = StoreFactory(bucket=bucket)
+    factory = StoreFactory(bucket=bucket, settings=PATIENT)
     executor = FakeExecutor()
     zombie = factory.make(executor)
     await zombie.start()

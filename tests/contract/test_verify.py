@@ -15,7 +15,7 @@ from pipelines.run_store.service import RunStore
 from pipelines.run_store.testing import StoreFactory, until, wait_ended
 from pipelines.verify.reading import verify_bucket
 from tests.contract.conftest import KINDS
-from tests.contract.test_run_store import WORKFLOW, patiently
+from tests.contract.test_run_store import PATIENT, WORKFLOW, patiently
 
 BROKEN = Outcome(status="failed", error={"code": "step_error", "message": "broken"})
 
@@ -23,7 +23,7 @@ BROKEN = Outcome(status="failed", error={"code": "step_error", "message": "broke
 async def live(bucket: Bucket, shard: int) -> list[str]:
     """Two owners of a shard: runs that end, one that fails, is archived, resumed and ends, one that is cancelled, one
     whose owner is replaced in the middle; snapshots between, so that old segments are collected."""
-    factory = StoreFactory(bucket=bucket, shard=shard)
+    factory = StoreFactory(bucket=bucket, shard=shard, settings=PATIENT)
     executor = FakeExecutor()
     first = factory.make(executor)
     await patiently(first.start)

@@ -103,9 +103,10 @@ async def test_a_follower_is_woken_by_the_next_event() -> None:
     async with StoreFactory().running(executor) as store:
         await store.register({"workflow": TWO_STEPS})
         run = await store.submit({"workflow": "two"})
+        await executor.wait_started(1)
         seen = (await store.events(run["id"], 0, 0))["events"][-1]["id"]
         assert (await store.events(run["id"], seen, 0.02)) == {"events": [], "done": False}
-        poll = asyncio.create_task(store.events(run["id"], seen, 5))
+        poll = asyncio.create_task(store.events(run["id"], seen, 60))
         await asyncio.sleep(0)
         executor.release("a")
         assert (await poll)["events"][0]["event"] == "step.succeeded"

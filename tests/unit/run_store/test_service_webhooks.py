@@ -64,7 +64,7 @@ async def test_a_failed_delivery_is_tried_again_with_the_same_id_after_a_restart
         await until(lambda: store.kernel.memory.outbox.of_run(run["id"]).attempts == 1)  # type: ignore[union-attr]
         shown = (await store.get(run["id"]))["webhook"]
         assert (shown["state"], shown["attempts"], shown["last_status"]) == ("pending", 1, 503)
-        await store.kernel.wait_all(timeout_s=5)
+        await store.kernel.wait_all(timeout_s=60)
         await store.archiver.snapshot()
     clock.advance(10)
     factory.sender.answers = [SendResult(status=200)]
@@ -159,7 +159,7 @@ async def test_steps_for_a_host_with_an_open_breaker_are_parked_and_spend_no_ret
         events = await store.events(parked["id"], 0, 0)
         assert events["events"][-1]["event"] == "step.parked"
         assert first.started == []
-        await store.kernel.wait_all(timeout_s=5)
+        await store.kernel.wait_all(timeout_s=60)
     second = FakeExecutor(answers={"a": "fine"})
     async with factory.running(second) as store:
         assert store.kernel.engine.gauges()["parked"] == {"host:api.example.com": 1}

@@ -90,7 +90,7 @@ async def test_a_senseless_retry_after_is_a_result_too(serve: Serve) -> None:
     async def busy(request: web.Request) -> web.Response:
         return web.Response(status=503, headers={"retry-after": "\u00b2"})
 
-    sender = AiohttpSender(policy=OutboundPolicy(open_world=True), timeout_s=5)
+    sender = AiohttpSender(policy=OutboundPolicy(open_world=True), timeout_s=60)
     result = await sender.post(await serve(busy), {}, b"{}", now=0)
     await sender.close()
     assert (result.status, result.retry_after_s) == (503, None)
@@ -105,7 +105,7 @@ async def test_failures_are_results(serve: Serve) -> None:
     async def moved(request: web.Request) -> web.Response:
         return web.Response(status=302, headers={"location": "http://127.0.0.1:1/"})
 
-    sender = AiohttpSender(policy=OutboundPolicy(open_world=True), timeout_s=5)
+    sender = AiohttpSender(policy=OutboundPolicy(open_world=True), timeout_s=60)
     throttled = await sender.post(await serve(busy), {}, b"{}", now=0)
     redirected = await sender.post(await serve(moved), {}, b"{}", now=0)
     refused = await sender.post("http://127.0.0.1:1/hook", {}, b"{}", now=0)
