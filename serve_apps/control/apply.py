@@ -101,6 +101,7 @@ def _ready(state: ControlState, event: e.VersionReady) -> None:
         state.drains[version.serving.app] = event.at
     version.serving, version.next = instance, None
     instance.status, instance.since, instance.reason = "ready", event.at, ""
+    instance.ready_revision = state.revision + 1
     _forget_breakers(state, f"model:{event.model}:{event.version}")
     _progress(state, instance, event, None)
 
@@ -236,6 +237,7 @@ def begun(event: e.ReleaseStarted) -> Release:
 
 def _release_started(state: ControlState, event: e.ReleaseStarted) -> None:
     release = begun(event)
+    release.since_revision = state.revision + 1
     state.releases[event.id] = release
     state.active[event.model] = event.id
     model = state.models[event.model]

@@ -101,6 +101,8 @@ class Breaker:
 
     config: BreakerConfig
     snapshot: BreakerSnapshot = field(default_factory=BreakerSnapshot)
+    serving_since: int = 0
+    """The first revision of the instance that it judges: what is of older ones is not counted."""
     streak: int = 0
     passed: int = 0
     window: deque[tuple[float, int, int]] = field(default_factory=deque)
@@ -110,7 +112,8 @@ class Breaker:
         failures of one row that a later row's success ended are no streak. `may_open`: `max_ejection_percent` leaves
         room.
         """
-        counted = [row for row in rows if row.requests > 0 and row.revision >= self.snapshot.since_revision]
+        since = max(self.snapshot.since_revision, self.serving_since)
+        counted = [row for row in rows if row.requests > 0 and row.revision >= since]
         if not self.config.enabled or not counted:
             return None
         seen = _together(counted)

@@ -1,4 +1,7 @@
-"""The breakers of all model versions and http hosts: feeds reports to them and writes their moves down."""
+"""The breakers of all model versions and http hosts: feeds reports to them and writes their moves down.
+
+A report is judged under the core's lock: what another one, an operator or the timer has just moved is known to it.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,7 @@ from typing import Any
 from cluster.config.models import BreakerConfig
 from cluster.errors import NotFound
 from serve_apps.control import events as e
-from serve_apps.control.breaker import (
-    Breaker,
-    BreakerEvent,
-    BreakerMove,
-    BreakerSnapshot,
-    BreakerState,
-    Observation,
-    may_eject,
-)
+from serve_apps.control.breaker import Breaker, BreakerMove, BreakerSnapshot, BreakerState, Observation, may_eject
 from serve_apps.control.core import Core
 from serve_apps.control.payload import Payload
 from serve_apps.control.tables import HOST, host_breaker_config, model_config, model_target
@@ -39,22 +34,18 @@ class Breakers:
         """Count a router's report. Raises `Fenced`."""
         rows: dict[tuple[str, str], list[Observation]] = {}
         for row in report.versions:
-            model = self._core.state.models.get(row.model)
-            if model is not None and row.version in model.versions:
-                seen = Observation(
-                    requests=row.requests,
-                    errors=row.errors,
-                    trailing_failures=row.trailing_failures,
-                    revision=row.revision,
-                )
-                rows.setdefault((row.model, row.version), []).append(seen)
-        for (name, version), observed in rows.items():
-            target = model_target(name, version)
-            if target not in self._breakers and not any(seen.errors for seen in observed):
-                continue  # a version that never failed needs no breaker
-            model = self._core.state.models.get(name)
-            if model is not None:  # it may have been dropped while the row before was written down
-                await self._feed(target, model_config(model).breaker, observed, name)
+            seen = Observation(
+                requests=row.requests,
+                errors=row.errors,
+                trailing_failures=row.trailing_failures,
+                revision=row.revision,
+            )
+            rows.setdefault((row.model, row.version), []).append(seen)
+        async with self._core.lock:
+            for (name, version), observed in rows.items():
+                model = self._core.state.models.get(name)
+                if model is not None and version in model.versions:
+                    await self._feed(model_target(name, version), model_config(model).breaker, observed, name)
 
     async def report(self, payload: Payload) -> dict[str, Any]:
         """What a run store saw of http hosts: `{source, seq, hosts: [{host, revision, requests, errors,
@@ -65,7 +56,6 @@ class Breakers:
         if seq <= self._heard.get(source, 0):
             return {"counted": False}
         self._heard[source] = seq
-        config = host_breaker_config(self._core.state)
         by_host: dict[str, list[Observation]] = {}
         for row in rows:
             seen = Observation(
@@ -75,11 +65,11 @@ class Breakers:
                 revision=int(row["revision"]),
             )
             by_host.setdefault(f"{HOST}{row['host']}", []).append(seen)
-        for target, observed in by_host.items():
-            known = target in self._breakers or target in self._core.state.breakers
-            if known or any(seen.errors for seen in observed):
+        async with self._core.lock:
+            config = host_breaker_config(self._core.state)
+            for target, observed in by_host.items():
                 await self._feed(target, config, observed, None)
-        self._forget_quiet()
+            self._forget_quiet()
         return {"counted": True}
 
     async def reset(self, payload: Payload) -> dict[str, Any]:
@@ -131,30 +121,31 @@ class Breakers:
         return model_config(model).breaker if model else BreakerConfig()
 
     async def _feed(self, target: str, config: BreakerConfig, seen: Sequence[Observation], model: str | None) -> None:
-        breaker = self._breaker(target, config)
-        move = breaker.observe(*seen, now=self._core.now(), may_open=self._room(model, config))
-        if move is not None:
-            async with self._core.lock:
-                # Another router's report may have opened another version's breaker meanwhile.
-                if move.event is not BreakerEvent.TRIP or self._room(model, config):
-                    await self._write(target, breaker, move)
+        """The caller holds the lock, as for every move."""
+        known = target in self._breakers or target in self._core.state.breakers
+        if known or any(row.errors for row in seen):  # what never failed needs no breaker
+            breaker = self._breaker(target, config)
+            move = breaker.observe(*seen, now=self._core.now(), may_open=self._room(model, config))
+            await self._write(target, breaker, move)
 
     async def _write(self, target: str, breaker: Breaker, move: BreakerMove | None) -> None:
         if move is None:
             return
-        if self._core.state.breakers.get(target, BreakerSnapshot()) != breaker.snapshot:
-            return  # somebody else moved it meanwhile
         snapshot = move.snapshot.model_dump(mode="json")
         await self._core.write(e.BreakerMoved(at=self._core.now(), target=target, why=move.why, snapshot=snapshot))
         breaker.adopt(self._core.state.breakers[target])
 
     def _breaker(self, target: str, config: BreakerConfig) -> Breaker:
         recorded = self._core.state.breakers.get(target, BreakerSnapshot())
+        kind, _, rest = target.partition(":")
+        name, _, version = rest.partition(":")
+        since = self._core.state.serving_since(name, version) if kind == "model" else 0
         breaker = self._breakers.get(target)
-        if breaker is None:
-            breaker = self._breakers[target] = Breaker(config, recorded)
+        if breaker is None or breaker.serving_since != since:
+            # Started anew: failures that were too few to open it are not the new instance's either.
+            breaker = self._breakers[target] = Breaker(config, recorded, serving_since=since)
         elif breaker.snapshot != recorded:
-            breaker.adopt(recorded)  # the version was started anew, which clears its record
+            breaker.adopt(recorded)
         breaker.config = config
         return breaker
 

@@ -89,6 +89,8 @@ class Release(BaseModel):
     started_at: float
     step_started_at: float
     weights_before: dict[str, float]
+    since_revision: int = 0
+    """Of its first table: answers to requests sent under older ones are not counted, of an earlier release, say."""
     step: int = 0
     ended_at: float | None = None
     paused_at: float | None = None

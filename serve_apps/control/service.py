@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from cluster.errors import Fenced, HeadraceError, NotFound
@@ -118,7 +119,9 @@ class ControlPlane:
         self._routers[router_id] = {"seq": report.seq, "revision": report.revision, "at": now}
         for router in [key for key, seen in self._routers.items() if now - seen["at"] > _ROUTER_GONE_S]:
             del self._routers[router]
-        self._seen.add(report, now)
+        state = self._core.state
+        rows = [row for row in report.versions if row.revision >= state.counts_since(row.model, row.version)]
+        self._seen.add(replace(report, versions=rows), now)
         async with self._feedback.reported:
             self._feedback.reported.notify_all()
         await self._breakers.observe(report)

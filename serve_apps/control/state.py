@@ -45,6 +45,8 @@ class Instance(Tolerant):
     signature: dict[str, Any] | None = None
     """As the host's class declares it; what the configuration declares wins over it."""
     streaming: bool | None = None
+    ready_revision: int = 0
+    """Of the first table that lists it: requests sent under an older one went to its predecessor."""
 
 
 class VersionState(Tolerant):
@@ -123,6 +125,18 @@ class ControlState(Tolerant):
     feedback: dict[str, FeedbackTotals] = Field(default_factory=dict)
     feedback_ids: dict[str, None] = Field(default_factory=dict)
     patterns: Patterns = Field(default_factory=Patterns)
+
+    def serving_since(self, model: str, version: str) -> int:
+        """The first revision of what serves a version now (its predecessor's last answers may come minutes later); 0
+        when nothing does."""
+        known = self.models.get(model)
+        found = known.versions.get(version) if known else None
+        return found.serving.ready_revision if found and found.serving else 0
+
+    def counts_since(self, model: str, version: str) -> int:
+        """The first revision whose answers are figures of this version for the release in progress, if there is one."""
+        release = self.release_of(model)
+        return max(self.serving_since(model, version), release.since_revision if release else 0)
 
     def release_of(self, model: str) -> Release | None:
         """The release in progress of this model."""

@@ -91,16 +91,55 @@ async def test_a_recovery_seen_under_a_newer_table_ends_the_streak_before_it(pla
     assert not plane.table().models["echo"].versions["1.1.0"].ejected
 
 
-async def test_a_redeployed_version_starts_with_a_clean_record(plane: ControlPlane) -> None:
-    """A new instance is not punished for its predecessor."""
+@pytest.mark.parametrize("good_first", [True, False])
+async def test_of_two_reports_at_once_the_second_is_judged_by_what_the_first_moved(
+    world: World, plane: ControlPlane, good_first: bool
+) -> None:
+    """Two routers tell at once of probes under one table, one of success, one of failure: whichever comes first moves
+    the breaker, and the other's probes are of before."""
     await deploy(plane)
     await plane.report("a", RouterReport(seq=1, versions=[row(plane, "1.1.0", failures=9)]).to_wire())
+    world.clock.advance(31)
+    await plane.beat()
+    probes = [row(plane, "1.1.0", successes=3), row(plane, "1.1.0", failures=1)]
+    async with plane.core.lock:  # something else is being written down
+        reports = [
+            asyncio.create_task(plane.report(f"router {n}", RouterReport(seq=1, versions=[probe]).to_wire()))
+            for n, probe in enumerate(probes if good_first else probes[::-1])
+        ]
+        for _ in range(10):
+            await asyncio.sleep(0)
+    await asyncio.gather(*reports)
+    entry = plane.table().models["echo"].versions["1.1.0"]
+    assert (entry.ejected, entry.half_open) == (not good_first, False)
+
+
+async def redeploy(plane: ControlPlane) -> None:
     versions = {"1.0.0": version(), "1.1.0": version(seed=2)}
     await plane.call(
         "deploy", {"config": config({"echo": {"versions": versions, "traffic": {"1.0.0": 50, "1.1.0": 50}}})}
     )
     await settle(plane)
+
+
+async def test_a_redeployed_version_starts_with_a_clean_record(world: World, plane: ControlPlane) -> None:
+    """A new instance is not punished for its predecessor: not for a breaker that was open, nor for failures that were
+    too few to open it, nor for requests that were sent to the predecessor and fail only now; a restart remembers."""
+    await deploy(plane)
+    await plane.report("a", RouterReport(seq=1, versions=[row(plane, "1.1.0", failures=9)]).to_wire())
+    await redeploy(plane)
     assert not plane.table().models["echo"].versions["1.1.0"].ejected
+    await deploy(plane)
+    await plane.report("a", RouterReport(seq=2, versions=[row(plane, "1.1.0", failures=4)]).to_wire())
+    sent_before = plane.table().revision
+    await redeploy(plane)
+    await plane.report("a", RouterReport(seq=3, versions=[row(plane, "1.1.0", failures=4)]).to_wire())
+    second = world.owner()
+    for seq, owner in ((4, plane), (1, second)):
+        late = row(owner, "1.1.0", failures=9, revision=sent_before)
+        await owner.report("a", RouterReport(seq=seq, versions=[late]).to_wire())
+        assert not owner.table().models["echo"].versions["1.1.0"].ejected
+    await second.close()
 
 
 HOST = "api.example.com:8443"

@@ -61,8 +61,9 @@ async def begin(plane: ControlPlane, *names: str) -> None:
 
 async def say(plane: ControlPlane, name: str, seq: int, *, errors: int = 0) -> None:
     """100 answers of each version, of the candidate's so many errors."""
+    now = plane.table().revision
     rows = [
-        VersionStats(model=name, version=v, requests=100, errors=bad, latencies_ms=[10.0] * (100 - bad))
+        VersionStats(model=name, version=v, revision=now, requests=100, errors=bad, latencies_ms=[10.0] * (100 - bad))
         for v, bad in (("1.0.0", 0), ("1.1.0", errors))
     ]
     await plane.report("r", RouterReport(seq=seq, revision=1, versions=rows).to_wire())

@@ -441,6 +441,36 @@ async def test_a_report_that_comes_twice_counts_once(world: World, plane: Contro
     assert (await status(plane))["samples"]["candidate"]["requests"] == 10
 
 
+async def test_answers_to_requests_from_before_a_release_are_no_figures_of_it(
+    world: World, plane: ControlPlane
+) -> None:
+    """A request that hung in an earlier release, or in the candidate's predecessor, and fails now is not held against
+    this release; those sent under its own tables count."""
+    models = echo()
+    models["echo"]["breaker"] = {"enabled": False}
+    await start(plane, models)
+    sent_before = plane.table().revision
+    await plane.call("release_rollback", {"model": "echo"})
+    await plane.call("release_start", {"model": "echo", "candidate": "1.1.0"})
+    sent_in_step_0 = plane.table().revision
+    await plane.report("r", bad_answers(1, revision=sent_before))
+    await plane.beat()
+    seen = await status(plane)
+    assert (seen["state"], seen["samples"]["candidate"]["requests"]) == ("running", 0)
+    await plane.call("deploy", {"config": config({"other": {"versions": {"1.0.0": version()}}})})
+    await settle(plane)
+    assert plane.table().revision > sent_in_step_0
+    await plane.report("r", bad_answers(2, revision=sent_in_step_0))
+    await plane.beat()
+    end = await status(plane)
+    assert (end["state"], end["samples"]["candidate"]["requests"]) == ("rolled_back", 100)
+
+
+def bad_answers(seq: int, *, revision: int) -> dict[str, Any]:
+    row = VersionStats(model="echo", version="1.1.0", revision=revision, requests=100, errors=60, trailing_failures=1)
+    return RouterReport(seq=seq, versions=[row]).to_wire()
+
+
 async def test_feedback_of_an_unknown_answer_says_what_to_do(world: World) -> None:
     """An id that nobody knows is refused with a hint; model and version may be given instead."""
     plane = world.owner()
