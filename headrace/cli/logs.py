@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cluster.errors import InvalidInput
+from headrace.cli import completing
 from headrace.cli.context import Json, shared
 from headrace.cli.output import note, print_json, print_table, short
 from headrace.progress import waits_for
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["logs", "show_items"]
 
-RunId = Annotated[str, typer.Argument(help="The run's id")]
+RunId = Annotated[str, typer.Argument(help="The run's id", autocompletion=completing.runs)]
 
 
 def show_items(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cluster.errors import InvalidInput
+from headrace.cli import completing
 from headrace.cli.context import Json, shared
 from headrace.cli.help import Group
 from headrace.cli.output import ago, note, print_json, print_table, say, short
@@ -58,7 +59,7 @@ def list_models(context: typer.Context, json: Json = False) -> None:
 
 
 @models.command("show")
-def show(model: Annotated[str, typer.Argument()], json: Json = False) -> None:
+def show(model: Annotated[str, typer.Argument(autocompletion=completing.models)], json: Json = False) -> None:
     """One model: its versions, signature and configuration."""
     found = shared(json=json).client().model(model)
     if json:
@@ -80,11 +81,13 @@ def show(model: Annotated[str, typer.Argument()], json: Json = False) -> None:
 
 
 def infer(
-    model: Annotated[str, typer.Argument(help="A model or a route")],
+    model: Annotated[str, typer.Argument(help="A model or a route", autocompletion=completing.models)],
     text: Annotated[str | None, typer.Argument(help="The input: a text, or @path for a file's content")] = None,
     inputs: Annotated[list[str] | None, typer.Option("--input", "-i", help="name=value; repeatable")] = None,
     parameters: Annotated[list[str] | None, typer.Option("--param", "-p", help="name=value, such as seed=7")] = None,
-    version: Annotated[str | None, typer.Option("--version", help="Ask exactly this version")] = None,
+    version: Annotated[
+        str | None, typer.Option("--version", help="Ask exactly this version", autocompletion=completing.versions)
+    ] = None,
     key: Annotated[str | None, typer.Option("--key", help="Keeps the same caller on one version")] = None,
     timeout: Annotated[float, typer.Option(help="Seconds")] = 60,
     stream: Annotated[bool, typer.Option("--stream", help="Print a chat model's answer as it is made")] = False,
@@ -142,11 +145,13 @@ def _who(chosen: Chosen, took_s: float) -> str:
 
 
 def explain(
-    model: Annotated[str, typer.Argument(help="A model or a route")],
+    model: Annotated[str, typer.Argument(help="A model or a route", autocompletion=completing.models)],
     question: Annotated[str | None, typer.Argument(help="The text of the request")] = None,
     inputs: Annotated[list[str] | None, typer.Option("--input", "-i", help="name=value; repeatable")] = None,
     headers: Annotated[list[str] | None, typer.Option("--header", "-H", help="name=value; repeatable")] = None,
-    version: Annotated[str | None, typer.Option("--version", help="As if pinned to this version")] = None,
+    version: Annotated[
+        str | None, typer.Option("--version", help="As if pinned to this version", autocompletion=completing.versions)
+    ] = None,
     key: Annotated[str | None, typer.Option(help="As if this caller's key (or workflow run) asked")] = None,
     json: Json = False,
 ) -> None:
@@ -202,8 +207,14 @@ def feedback(
     request_id: Annotated[str, typer.Argument(help="The answer's request id (x-request-id)")],
     score: Annotated[float, typer.Argument(help="0 (wrong) to 1 (right)")],
     comment: Annotated[str | None, typer.Option()] = None,
-    model: Annotated[str | None, typer.Option(help="Who answered (x-headrace-model), for an old answer")] = None,
-    version: Annotated[str | None, typer.Option(help="Its version (x-headrace-version), for an old answer")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Who answered (x-headrace-model), for an old answer", autocompletion=completing.models),
+    ] = None,
+    version: Annotated[
+        str | None,
+        typer.Option(help="Its version (x-headrace-version), for an old answer", autocompletion=completing.versions),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Say how good an earlier answer was, for releases to consider."""
@@ -217,8 +228,11 @@ def feedback(
 
 
 def retire(
-    model: Annotated[str, typer.Argument()],
-    version: Annotated[str | None, typer.Argument(help="Only this version; default: the whole model")] = None,
+    model: Annotated[str, typer.Argument(autocompletion=completing.models)],
+    version: Annotated[
+        str | None,
+        typer.Argument(help="Only this version; default: the whole model", autocompletion=completing.versions),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Even if it still gets traffic")] = False,
     json: Json = False,
 ) -> None:
@@ -231,7 +245,7 @@ def retire(
 
 
 def traffic(
-    model: Annotated[str, typer.Argument()],
+    model: Annotated[str, typer.Argument(autocompletion=completing.models)],
     weights: Annotated[list[str], typer.Argument(help="VERSION=WEIGHT …; versions not named get 0")],
     force: Annotated[bool, typer.Option("--force", help="Skip the checks of signature and golden requests")] = False,
     json: Json = False,

@@ -8,6 +8,7 @@ import typer
 
 from cluster.errors import InvalidInput
 from headrace.admin import ReleaseOptions
+from headrace.cli import completing
 from headrace.cli.context import Json, shared
 from headrace.cli.help import Group
 from headrace.cli.output import ago, print_json, print_table, say, short
@@ -21,9 +22,9 @@ release = typer.Typer(
     no_args_is_help=True,
 )
 
-Model = Annotated[str, typer.Argument(help="The model")]
+Model = Annotated[str, typer.Argument(help="The model", autocompletion=completing.models)]
 Reason = Annotated[str, typer.Option(help="Why; it is kept with the release")]
-Candidate = Annotated[str, typer.Argument(help="The version that shall take over")]
+Candidate = Annotated[str, typer.Argument(help="The version that shall take over", autocompletion=completing.versions)]
 Strategy = Annotated[str | None, typer.Option(help="canary, ab or all_at_once")]
 Steps = Annotated[str | None, typer.Option(help="Percentages, such as 5,25,50,100")]
 StepDuration = Annotated[str | None, typer.Option(help="At least this long per step: 5m")]
@@ -121,7 +122,10 @@ def rollback(model: Model, reason: Reason = "", force: Force = False, json: Json
 
 
 @release.command("history")
-def history(model: Annotated[str | None, typer.Argument(help="Only this model")] = None, json: Json = False) -> None:
+def history(
+    model: Annotated[str | None, typer.Argument(help="Only this model", autocompletion=completing.models)] = None,
+    json: Json = False,
+) -> None:
     """Releases, newest first, with who or which figures decided."""
     found = shared(json=json).client().releases(model)
     if json:
@@ -145,7 +149,9 @@ def history(model: Annotated[str | None, typer.Argument(help="Only this model")]
 @release.command("record")
 def record(
     model: Model,
-    version: Annotated[str, typer.Argument(help="The version, deployed and ready here")],
+    version: Annotated[
+        str, typer.Argument(help="The version, deployed and ready here", autocompletion=completing.versions)
+    ],
     reason: Annotated[str, typer.Option(help="How it was proved; it is kept with the record")],
     json: Json = False,
 ) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cluster.errors import InvalidInput
+from headrace.cli import completing
 from headrace.cli.context import Json, shared
 from headrace.cli.logs import logs, show_items
 from headrace.cli.output import note, print_json, say
@@ -21,9 +22,12 @@ if TYPE_CHECKING:
 
 __all__ = ["add_to"]
 
-Workflow = Annotated[str, typer.Argument(help="A registered workflow, or a folder with a workflow.yaml")]
+Workflow = Annotated[
+    str,
+    typer.Argument(help="A registered workflow, or a folder with a workflow.yaml", autocompletion=completing.workflows),
+]
 Pairs = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="The run's input, as --input takes it")]
-RunId = Annotated[str, typer.Argument(help="The run's id")]
+RunId = Annotated[str, typer.Argument(help="The run's id", autocompletion=completing.runs)]
 Inputs = Annotated[
     list[str] | None, typer.Option("--input", "-i", help="key=value (repeatable), JSON, @file.json, or - for stdin")
 ]
@@ -181,7 +185,7 @@ def _follow(client: Client, run_id: str, timeout: str | None, *, quiet: bool, js
 
 
 def runs(
-    run_id: Annotated[str | None, typer.Argument(help="Show this run")] = None,
+    run_id: Annotated[str | None, typer.Argument(help="Show this run", autocompletion=completing.runs)] = None,
     workflow: Annotated[str | None, typer.Option("--workflow", "-w")] = None,
     state: Annotated[list[str] | None, typer.Option("--state", "-s", help="PENDING, RUNNING, …; repeatable")] = None,
     since: Annotated[str | None, typer.Option(help="ISO time, or how long ago: 2h")] = None,

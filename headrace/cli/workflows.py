@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from headrace.cli import completing
 from headrace.cli.context import Json, Shared, shared
 from headrace.cli.help import Group
 from headrace.cli.output import print_json, print_table, say, short
@@ -62,7 +63,7 @@ def list_workflows(context: typer.Context, json: Json = False) -> None:
 
 
 @workflows.command("show")
-def show(name: Annotated[str, typer.Argument()], json: Json = False) -> None:
+def show(name: Annotated[str, typer.Argument(autocompletion=completing.workflows)], json: Json = False) -> None:
     """One workflow's definition, as it is registered."""
     found = shared(json=json).client().workflow(name)
     if json:
@@ -112,7 +113,8 @@ def all_folders(loaded: Loaded) -> list[Path]:
 
 @webhooks.command("replay")
 def replay(
-    run_id: Annotated[str, typer.Argument(help="The run whose message is sent again")], json: Json = False
+    run_id: Annotated[str, typer.Argument(help="The run whose message is sent again", autocompletion=completing.runs)],
+    json: Json = False,
 ) -> None:
     """Send the message about an ended run again, with its first id."""
     answer = shared(json=json).client().replay_webhook(run_id)
