@@ -37,19 +37,23 @@ CLUSTER = Caller("cluster", "operate")
 def authenticate(table: RoutingTable, headers: Iterable[tuple[bytes, bytes]], *, now: float) -> Caller:
     """The caller that these raw ASGI headers (lower-case names) prove. `now`: seconds since the epoch.
 
-    Raises Unauthorized without a key, with an unknown or with an expired one.
+    Raises Unauthorized without a key, with an unknown or with an expired one, and with two that differ: whoever sends
+    them cannot know by which name and with which rights the call is made.
     """
     if not table.auth_enabled:
         return ANONYMOUS
     key = b""
     for name, value in headers:
+        given = b""
         if name == b"authorization":
             scheme, _, token = value.partition(b" ")
             if scheme.lower() == b"bearer":
-                key = token.strip()
-                break
+                given = token.strip()
         elif name == b"x-api-key":
-            key = value.strip()
+            given = value.strip()
+        if given and key and given != key:
+            raise Unauthorized("two different API keys, in `Authorization: Bearer` and `x-api-key`: send only one")
+        key = key or given
     if not key:
         raise Unauthorized("no API key: send `Authorization: Bearer <key>` or `x-api-key: <key>`")
     found = table.keys.get(hashlib.sha256(key).hexdigest())

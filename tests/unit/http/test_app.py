@@ -121,6 +121,9 @@ async def test_unknown_model_or_version(client: httpx.AsyncClient, path: str, wo
         ({"authorization": "Bearer wrong"}, "not known"),
         ({"authorization": "Bearer old-secret"}, "expired"),
         ({"authorization": "Basic abc"}, "no API key"),
+        ({"authorization": "Bearer operate-secret", "x-api-key": "wrong"}, "`Authorization: Bearer` and `x-api-key`"),
+        ({"x-api-key": "operate-secret", "authorization": "Bearer wrong"}, "`Authorization: Bearer` and `x-api-key`"),
+        ({"x-api-key": "operate-secret", "authorization": "Bearer invoke-secret"}, "send only one"),
     ],
 )
 @pytest.mark.parametrize("path", ["/v2/models/numbers/infer", "/v1/chat/completions", "/explain"])
@@ -133,9 +136,10 @@ async def test_no_good_key_no_answer(client: httpx.AsyncClient, headers: dict[st
 
 
 async def test_the_other_way_to_send_a_key(client: httpx.AsyncClient) -> None:
-    """A key may come as x-api-key."""
-    answer = await client.get("/v1/models", headers={"authorization": "", "x-api-key": "operate-secret"})
-    assert [model["id"] for model in answer.json()["data"]] == ["chat", "embed", "numbers", "spare", "support"]
+    """A key may come as x-api-key, beside the same one, or beside an authorization that names none."""
+    for other in ("", "Basic abc", "Bearer ", "Bearer operate-secret"):
+        answer = await client.get("/v1/models", headers={"authorization": other, "x-api-key": "operate-secret"})
+        assert [model["id"] for model in answer.json()["data"]] == ["chat", "embed", "numbers", "spare", "support"]
 
 
 async def test_large_body_is_refused_before_it_is_read(surface: Surface) -> None:
