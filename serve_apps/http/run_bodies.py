@@ -203,12 +203,16 @@ async def submit_body(
     try:
         raw: dict[str, Any] = {}
         given: Any = {}
-        fields: dict[str, str] = {}
-        files: dict[str, list[Any]] = {}
+        fields: dict[str, list[Any]] = {}
+        files: set[str] = set()
+        lists: set[str] = set()
         for name, value in form.multi_items():
+            key = name.removesuffix("[]")
+            if key != name:
+                lists.add(key)
             if isinstance(value, UploadFile):
-                reference = await _upload(blobs, value, limit=max_upload_bytes)
-                files.setdefault(name, []).append(reference)
+                fields.setdefault(key, []).append(await _upload(blobs, value, limit=max_upload_bytes))
+                files.add(key)
             elif name == "input":
                 given = _form_json(name, value)
             elif name in ("webhook", "version"):
@@ -216,14 +220,13 @@ async def submit_body(
             elif name in ("priority", "seed"):
                 raw[name] = _form_json(name, value)
             else:
-                fields[name] = value
+                fields.setdefault(key, []).append(value)
         if not isinstance(given, dict):
             raise InvalidInput("in a form, the field 'input' must be a JSON object: files and fields are put into it")
         # Fields come in any order, so nothing may depend on whether `input` stood before them.
-        given = {**fields, **given}
-        for name, references in files.items():
-            as_list = len(references) > 1 or name.endswith("[]")
-            given[name.removesuffix("[]")] = references if as_list else references[0]
+        for key, values in fields.items():
+            if key in files or key not in given:
+                given[key] = values if len(values) > 1 or key in lists else values[0]
         raw["input"] = given
         return _body(raw)
     finally:

@@ -132,6 +132,28 @@ async def test_files_become_references_in_the_input(server: Server) -> None:
     assert "a.png" in content.headers["content-disposition"]
 
 
+async def test_a_field_that_comes_more_than_once_is_a_list(server: Server) -> None:
+    """Texts as well as files, with `[]` after its name or without it: none of them takes another's place."""
+    text = "--x\r\ncontent-disposition: form-data; name={}\r\n\r\n{}\r\n"
+    file = '--x\r\ncontent-disposition: form-data; name={}; filename="same.txt"\r\n\r\n{}\r\n'
+    parts = [
+        text.format("tag", "red"), text.format("tag", "blue"), text.format("one[]", "1"),
+        file.format("doc", "one"), file.format("doc[]", "two"), text.format("doc", "three"),
+    ]  # fmt: skip
+    content = "".join([*parts, "--x--\r\n"]).encode()
+    headers = {"content-type": "multipart/form-data; boundary=x"}
+    answer = await server.post("/workflows/two/runs", content=content, headers=headers)
+    assert answer.status_code == 202, answer.text
+    given = (await wait_ended(server.store, answer.json()["id"]))["input"]
+    assert (given["tag"], given["one"], given["doc"][2]) == (["red", "blue"], ["1"], "three")
+    assert [
+        (await server.client.get(f"/runs/{answer.json()['id']}/output?pointer=/b/doc/{at}")).text for at in (0, 1)
+    ] == [
+        "one",
+        "two",
+    ]
+
+
 async def test_a_form_can_name_the_workflows_version(server: Server) -> None:
     """With files, as without, `version` picks a registered definition and is no part of the input."""
     files = {"f": ("a.txt", b"1")}
