@@ -21,6 +21,7 @@ from cluster.config.problems import Problem, raise_for
 from cluster.config.secrets import Secrets
 from cluster.config.shorthand import VERSION_KEYS, expand
 from cluster.config.source import Mark, Tree, locate, merge, parse_yaml, plain, scalar
+from cluster.config.text_file import read_text, shown
 from cluster.config.typing_problems import problems_of
 from cluster.errors import InvalidConfig, NotFound
 
@@ -200,23 +201,13 @@ def _problems_of_the_rest(raw: dict[str, Any], error: ValidationError, place: Lo
 
 
 def _read(path: Path) -> tuple[Tree, list[Problem]]:
-    shown = _shown(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        return Tree({}, Mark(shown, 1)), [Problem(shown, 1, "", f"cannot be read as UTF-8 text: {error}", None)]
-    tree, problems = parse_yaml(text, shown)
+    text, file = read_text(path), shown(path)
+    if isinstance(text, Problem):
+        return Tree({}, Mark(file, 1)), [text]
+    tree, problems = parse_yaml(text, file)
     if not isinstance(tree.value, dict) and not problems:
-        problems = [Problem(shown, tree.mark.line, "", "the file must be a mapping (`key: value` lines)", None)]
+        problems = [Problem(file, tree.mark.line, "", "the file must be a mapping (`key: value` lines)", None)]
     return tree, problems
-
-
-def _shown(path: Path) -> str:
-    """The path as the user would type it: relative to where they are, when it is below."""
-    try:
-        return str(path.relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
 
 
 def _nested(path: tuple[str, ...], text: str, mark: Mark) -> Tree:

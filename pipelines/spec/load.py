@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from cluster.config.models import Config, RuleConfig, Signature
 from cluster.config.problems import Problem, closest, raise_for
 from cluster.config.source import Mark, Tree, locate, parse_yaml, plain
+from cluster.config.text_file import read_text, shown
 from cluster.config.typing_problems import problems_of
 from cluster.errors import InvalidConfig, InvalidInput, NotFound
 from pipelines.executor.bundles import digest_of, pack_folder
@@ -114,7 +115,7 @@ def _modules_of(folder: Path, modules: Modules) -> Modules:
         modules,
         installed=modules.installed or partial(_is_installed, None),
         folder=frozenset(path.name.split(".")[0] for path in folder.iterdir()),
-        beside={name: _shown(path) for name, path in beside.items()},
+        beside={name: shown(path) for name, path in beside.items()},
     )
 
 
@@ -269,22 +270,20 @@ def _load(folder: Path, known: Known) -> tuple[WorkflowFile | None, list[Problem
     file = folder / WORKFLOW_FILE
     if folder.is_file():
         folder, file = folder.parent, folder
-    shown = _shown(file)
     if not file.is_file():
         beside = closest(folder.name, (path.parent.name for path in folder.parent.glob(f"*/{WORKFLOW_FILE}")))
         raise NotFound(f"no {WORKFLOW_FILE} in {folder}" + (f" ({beside})" if beside else ""))
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        return None, [Problem(shown, 1, "", f"cannot be read as UTF-8 text: {error}")]
+    text = read_text(file)
+    if isinstance(text, Problem):
+        return None, [text]
     scripts = {}
     for path in sorted(folder.rglob("*.py")):
-        try:
-            scripts[path.relative_to(folder).as_posix()] = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            return None, [Problem(_shown(path), 1, "", f"cannot be read as UTF-8 text: {error}")]
+        script = read_text(path)
+        if isinstance(script, Problem):
+            return None, [script]
+        scripts[path.relative_to(folder).as_posix()] = script
     known = replace(known, modules=_modules_of(folder, known.modules))
-    spec, tree, problems = _parse(text, shown, scripts, known)
+    spec, tree, problems = _parse(text, shown(file), scripts, known)
     if spec is None:
         return None, problems
     return WorkflowFile(spec, folder, file, text, tree), problems
@@ -356,10 +355,3 @@ def _name_in(file: Path) -> str | None:
     workflow = tree.value.get("workflow") if isinstance(tree.value, dict) else None
     name = workflow.value.get("name") if workflow is not None and isinstance(workflow.value, dict) else None
     return str(name.value) if name is not None else None
-
-
-def _shown(path: Path) -> str:
-    try:
-        return str(path.resolve().relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
