@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import signal
 import time
@@ -14,9 +15,10 @@ import pytest
 
 from cluster.config.models import Config, StateConfig, StorageConfig
 from cluster.config.wire import to_wire
-from cluster.names import NAMESPACE, run_store_actor, shard_of_run
+from cluster.names import NAMESPACE, run_store_actor, shard_of_key, shard_of_run
 from cluster.ray_runtime import LocalCluster
 from serve_apps.http.runs_gateway import RayRunsGateway
+from tests.integration.runs import ended, surely
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -59,17 +61,6 @@ def wire(ray_cluster: LocalCluster, tmp_path_factory: pytest.TempPathFactory) ->
         ray.kill(ray.get_actor(run_store_actor(shard), namespace=NAMESPACE), no_restart=True)
 
 
-async def ended(gateway: RayRunsGateway, run_id: str, timeout_s: float = 180.0) -> dict[str, Any]:
-    async with asyncio.timeout(timeout_s):
-        after = 0
-        while True:
-            page = await gateway.events(run_id, after, 10.0)
-            if page["events"]:
-                after = page["events"][-1]["id"]
-            if page["done"]:
-                return await gateway.get(run_id)
-
-
 def pid_of(shard: int) -> int:
     import ray
 
@@ -90,7 +81,7 @@ async def test_runs_end_over_both_shards(wire: dict[str, Any], tmp_path: Path) -
     listed = await gateway.list_runs({"workflow": "steps", "limit": 4})
     assert [run["id"] for run in listed["runs"]] == [run["id"] for run in reversed(submitted)][:4]
     rest = await gateway.list_runs({"workflow": "steps", "limit": 4, "cursor": listed["next_cursor"]})
-    assert len(rest["runs"]) == 2
+    assert [run["id"] for run in rest["runs"]][:2] == [run["id"] for run in reversed(submitted)][4:]
 
 
 async def test_a_killed_actor_loses_no_acknowledged_run(wire: dict[str, Any], tmp_path: Path) -> None:
@@ -100,28 +91,31 @@ async def test_a_killed_actor_loses_no_acknowledged_run(wire: dict[str, Any], tm
     acknowledged: list[str] = []
     enough, stop = asyncio.Event(), asyncio.Event()
 
+    async def submit(n: int, key: str) -> None:
+        value = {"n": n, "sleep_s": 0.3, "folder": str(tmp_path)}
+        body = {"workflow": "steps", "input": value, "idempotency_key": key}
+        acknowledged.append((await surely(lambda: gateway.submit(body)))["id"])
+        if len(acknowledged) >= 40:
+            enough.set()
+
     async def load(worker: int) -> None:
         n = 0
         while not stop.is_set():
             n += 1
-            body = {
-                "workflow": "steps",
-                "input": {"n": n, "sleep_s": 0.3, "folder": str(tmp_path)},
-                "idempotency_key": f"{worker}-{n}",
-            }
-            acknowledged.append((await gateway.submit(body))["id"])
-            if len(acknowledged) >= 40:
-                enough.set()
+            await submit(n, f"{tmp_path.name}-{worker}-{n}")
 
-    tasks = [asyncio.create_task(load(worker)) for worker in range(4)]
-    await enough.wait()
-    victim = await asyncio.to_thread(pid_of, 0)
-    before = [run for run in acknowledged if shard_of_run(run) == 0]
-    os.kill(victim, signal.SIGKILL)
-    killed_at = time.time()
-    await asyncio.sleep(2.0)
-    stop.set()
-    await asyncio.gather(*tasks)
+    async with asyncio.TaskGroup() as loads:
+        for worker in range(4):
+            loads.create_task(load(worker))
+        await enough.wait()
+        victim = await asyncio.to_thread(pid_of, 0)
+        before = [run for run in acknowledged if shard_of_run(run) == 0]
+        os.kill(victim, signal.SIGKILL)
+        killed_at = time.time()
+        # The load goes on until the shard that was killed takes a run again.
+        keys = (f"{tmp_path.name}-{n}" for n in itertools.count())
+        await submit(0, next(key for key in keys if shard_of_key(f":{key}", 2) == 0))
+        stop.set()
     views = [await ended(gateway, run) for run in acknowledged]
     assert {view["state"] for view in views} == {"SUCCESS"}
     assert len(set(acknowledged)) == len(acknowledged)
