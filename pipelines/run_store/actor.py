@@ -69,6 +69,8 @@ class RunStoreActor:
         self._ready = asyncio.Event()
         self._failure: HeadraceError | None = None
         self._adopting = asyncio.Lock()
+        self._knows_config = True
+        """Not in a restarted process, which has its first arguments, until it has read what it adopted since."""
         self._life = asyncio.create_task(self._live(), name=f"run store {shard}")
 
     async def call(self, method: str, args: tuple[Any, ...]) -> tuple[str, Any]:
@@ -107,7 +109,7 @@ class RunStoreActor:
         """
         async with self._adopting:
             # One after another: two lives of one shard in this process would fence each other.
-            if _relevant(wire) == _relevant(self._wire) and not self._life.done():
+            if self._knows_config and _relevant(wire) == _relevant(self._wire) and not self._life.done():
                 return False
             self._wire = wire
             self._ready.clear()
@@ -132,9 +134,10 @@ class RunStoreActor:
         return self._store
 
     async def _live(self, *, adopted: bool = False) -> None:
+        self._knows_config = adopted or not _restarted()
         try:
             async with contextlib.AsyncExitStack() as closing:
-                config, bucket, layouts = await patiently(partial(self._configure, adopted=adopted), tell=self._tell)
+                config, bucket, layouts = await patiently(self._configure, tell=self._tell)
                 closing.push_async_callback(bucket.close)
                 store = await patiently(partial(self._start, config, bucket, layouts), tell=self._tell)
                 closing.push_async_callback(store.close)
@@ -154,7 +157,7 @@ class RunStoreActor:
     def _forget(self) -> None:
         self._store = None
 
-    async def _configure(self, *, adopted: bool) -> tuple[Config, Bucket, Layouts]:
+    async def _configure(self) -> tuple[Config, Bucket, Layouts]:
         """The configuration, its bucket, and how many shards there are and were. Ray restarts an actor with its first
         arguments, so what it adopted since is kept in the bucket."""
         config = from_wire(self._wire)
@@ -162,13 +165,14 @@ class RunStoreActor:
         key = f"runs/{self._shard}/config.json"
         await check_bucket(bucket, ids=SystemIds())
         layouts: Layouts | None = None
-        if not adopted and _restarted():
+        if not self._knows_config:
             with contextlib.suppress(ObjectNotFound):
                 self._wire = orjson.loads(await bucket.get(key))
                 await bucket.close()
                 config = from_wire(self._wire)
                 bucket = _open(config)
             layouts = await read_layouts(bucket)
+            self._knows_config = True
         if layouts is None:
             # First the layout: the first one of all is told from the files of earlier releases.
             layouts = await settle_layouts(bucket, config.state.shards, now=SystemClock().now())

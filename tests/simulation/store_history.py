@@ -188,6 +188,8 @@ class StoreHistory:
                 await asyncio.sleep(draw.choice([0.0, 0.3, 3.0]))
                 if shard.number < before:
                     shard.process.crash()
+                    # One that is just starting must learn of it, too.
+                    self.world.newest[shard.number].crash()
                 else:
                     supervisors.append(asyncio.create_task(self._supervise(shard)))
                     supervisors[-1].add_done_callback(give_up)

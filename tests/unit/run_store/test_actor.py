@@ -28,6 +28,14 @@ class Lives(RunStoreActor):
             self.now -= 1
 
 
+class Restarted(Lives):
+    """One that Ray has restarted, before it could read what it adopted since its first arguments."""
+
+    async def _live(self, *, adopted: bool = False) -> None:
+        self._knows_config = adopted
+        await super()._live(adopted=adopted)
+
+
 def wire(max_run_mb: int) -> dict[str, Any]:
     return to_wire(Config.model_validate({"limits": {"max_run_mb": max_run_mb}}))
 
@@ -39,6 +47,18 @@ async def test_configurations_are_adopted_one_after_another() -> None:
     took = await asyncio.gather(*(actor.adopt(wire(size)) for size in (2, 3, 3, 4)))
     await asyncio.sleep(0)
     assert took == [True, True, False, True]
+    assert (actor.now, actor.most) == (1, 1)
+    actor._life.cancel()
+    await asyncio.gather(actor._life, return_exceptions=True)
+
+
+async def test_a_restarted_actor_adopts_what_equals_its_first_arguments() -> None:
+    """It is about to read another configuration, and would go on by that one for good."""
+    actor = await Restarted.__new__(Restarted).start(wire(1))
+    await asyncio.sleep(0)
+    assert await actor.adopt(wire(1))
+    await asyncio.sleep(0)
+    assert not await actor.adopt(wire(1))
     assert (actor.now, actor.most) == (1, 1)
     actor._life.cancel()
     await asyncio.gather(actor._life, return_exceptions=True)
