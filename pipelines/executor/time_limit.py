@@ -48,18 +48,21 @@ class TimeLimit:
             faulthandler.dump_traceback_later(self._timeout_s + self._grace_s, exit=True, file=file)
         if self._cancels:
             signal.signal(signal.SIGINT, self._cancel)
-        if self._signals and self._timeout_s is not None:
-            self._on_alarm = signal.signal(signal.SIGALRM, self._alarm)
-            signal.setitimer(signal.ITIMER_REAL, self._timeout_s)
+        if self._signals:
+            self._on_alarm = signal.getsignal(signal.SIGALRM)
+            if self._timeout_s is not None:
+                signal.signal(signal.SIGALRM, self._alarm)
+                signal.setitimer(signal.ITIMER_REAL, self._timeout_s)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if self._signals:
+            # (Without a timeout, too: an alarm that the script set and left would go off in a later step.)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, self._on_alarm)
         if self._timeout_s is not None:
-            if self._signals:
-                signal.setitimer(signal.ITIMER_REAL, 0)
-                signal.signal(signal.SIGALRM, self._on_alarm)
             faulthandler.cancel_dump_traceback_later()
         if self._cancels:
             signal.signal(signal.SIGINT, self._on_cancel)

@@ -68,3 +68,14 @@ def test_the_handlers_are_as_before() -> None:
         assert signal.getsignal(signal.SIGINT) is before[0]
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGALRM)] == before
     assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+
+
+def test_a_scripts_own_alarm_ends_with_it() -> None:
+    """One that it set and left would go off in a later step, whoever's that is."""
+    before = signal.getsignal(signal.SIGALRM)
+    for timeout_s in (None, 1000):
+        with TimeLimit(timeout_s, 1000) as limit, limit.may_strike():
+            signal.signal(signal.SIGALRM, lambda *_: None)
+            signal.setitimer(signal.ITIMER_REAL, 1000)
+        assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+        assert signal.getsignal(signal.SIGALRM) is before
