@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import httpx
@@ -15,7 +18,7 @@ from cluster.config.wire import to_wire
 from cluster.ray_runtime import LocalCluster
 from serve_apps.client import ModelClient
 from serve_apps.hosts.app import build_app
-from serve_apps.protocol import InferRequest
+from serve_apps.protocol import InferRequest, seed_of
 from serve_apps.table import RoutingTable
 from serve_apps.testing import api_key, model_entry, table_of
 from tests.environment import until
@@ -37,13 +40,55 @@ HOSTS: dict[tuple[str, str], dict[str, Any]] = {
 }
 
 
-def table() -> RoutingTable:
+TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
+CALL = {"id": "call-1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
+
+
+class Upstream(BaseHTTPRequestHandler):
+    """A model behind OpenAI's API: it calls a tool if it is given one, and else says which seed it was asked with."""
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        tools = asked.get("tools")
+        message = {"content": None, "tool_calls": [CALL]} if tools else {"content": f"seed {asked.get('seed')}"}
+        if asked.get("stream"):
+            delta = {**message, "tool_calls": [{**CALL, "index": 0}]} if tools else message
+            choices = [{"index": 0, "delta": delta}, {"index": 0, "delta": {}, "finish_reason": "tool_calls"}]
+            body = "".join(f"data: {json.dumps({'choices': [choice]})}\n\n" for choice in choices) + "data: [DONE]\n\n"
+        else:
+            reason = "tool_calls" if tools else "stop"
+            choice = {"index": 0, "message": {"role": "assistant", **message}, "finish_reason": reason}
+            body = json.dumps({"choices": [choice], "usage": {"prompt_tokens": 3, "completion_tokens": 2}})
+        self.send_response(200)
+        self.send_header("content-type", "text/event-stream" if asked.get("stream") else "application/json")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def upstream() -> Iterator[dict[str, Any]]:
+    """The settings of a version behind a server of this process."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Upstream)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield {"provider": "openai_compatible", "endpoint": f"http://127.0.0.1:{server.server_port}/v1"}
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def table(upstream: dict[str, Any]) -> RoutingTable:
     gone = {"1.0.0": {"app": "no-such-app"}}
     return table_of(
         model_entry("routed", weights={"1.0.0": 50, "2.0.0": 50}, signature=ECHO),
         model_entry("broken", signature=ECHO, config={"fallback": ["routed"]}),
         model_entry("gone", signature=ECHO, entries=gone, config={"retry": {"max_attempts": 1}}),
         model_entry("letters", signature=LETTERS, task="chat"),
+        model_entry("upstream", task="chat", config={"versions": {"1.0.0": upstream}}),
         routes={"desk": {"rules": [{"keyword": "two", "model": "routed", "version": "2.0.0"}], "default": "broken"}},
         keys=[api_key("tester", "secret"), api_key("boss", "operate-secret", "operate")],
         max_body_bytes=1_000_000,
@@ -51,8 +96,8 @@ def table() -> RoutingTable:
 
 
 @pytest.fixture(scope="module")
-def url(ray_cluster: LocalCluster) -> Iterator[str]:
-    """The router over four hosts, from a fixed table: no control plane is there to be asked."""
+def url(ray_cluster: LocalCluster, upstream: dict[str, Any]) -> Iterator[str]:
+    """The router over five hosts, from a fixed table: no control plane is there to be asked."""
     from ray import serve
 
     from serve_apps.router.bootstrap import deploy_router, start_serve
@@ -60,11 +105,13 @@ def url(ray_cluster: LocalCluster) -> Iterator[str]:
     port = int(ray_cluster.http_url.rsplit(":", 1)[1])
     config = Config.model_validate({"router": {"port": port, "cpus": 0.1}})
     start_serve(config.router)
-    for (model, version), settings in HOSTS.items():
+    hosts = {**HOSTS, ("upstream", "1.0.0"): upstream}
+    for (model, version), settings in hosts.items():
         host = VersionConfig.model_validate({"provider": "python", "resources": {"cpus": 0.1}, **settings})
         name = f"{model}-{version}"
-        serve.run(build_app(model=model, version=version, config=host), name=name, route_prefix=None)
-    deploy_router(to_wire(config), table=table())
+        task = "chat" if model == "upstream" else "generic"
+        serve.run(build_app(model=model, version=version, config=host, task=task), name=name, route_prefix=None)
+    deploy_router(to_wire(config), table=table(upstream))
 
     def ready() -> bool:
         try:
@@ -74,7 +121,7 @@ def url(ray_cluster: LocalCluster) -> Iterator[str]:
 
     until(ready, "the router", 120)
     yield ray_cluster.http_url
-    for app in [f"{model}-{version}" for model, version in HOSTS] + ["router"]:
+    for app in [f"{model}-{version}" for model, version in hosts] + ["router"]:
         serve.delete(app, _blocking=False)
     until(lambda: "router" not in serve.status().applications, "the end of the router", 120)
 
@@ -136,6 +183,25 @@ def test_refusals_through_the_proxy(http: httpx.Client, send: Any, status: int) 
     answer = send(http)
     assert answer.status_code == status, answer.text
     assert answer.json()
+
+
+def test_tool_calls_and_seeded_choices_reach_an_upstream(url: str) -> None:
+    """Tools go to the upstream and its calls come back, streamed or not; each of several choices is asked for with a
+    seed of its own, the first with the caller's.
+    """
+    ask: dict[str, Any] = {"model": "upstream", "messages": [{"role": "user", "content": "Rome?"}]}
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="secret", max_retries=0) as sdk:
+        create: Any = sdk.chat.completions.create
+        (called,) = create(**ask, tools=[TOOL]).choices
+        pieces = list(create(**ask, tools=[TOOL], stream=True))
+        several = create(**ask, n=3, seed=7)
+        one = create(**ask, seed=7)
+    assert called.finish_reason == "tool_calls"
+    assert [call.model_dump() for call in called.message.tool_calls or []] == [CALL]
+    streamed = [call for piece in pieces for choice in piece.choices for call in choice.delta.tool_calls or []]
+    assert [(call.id, call.function and call.function.name) for call in streamed] == [("call-1", "weather")]
+    assert [choice.message.content for choice in several.choices] == [f"seed {seed_of(7, nth)}" for nth in range(3)]
+    assert [choice.message.content for choice in one.choices] == ["seed 7"]
 
 
 def test_openai_streams_through_the_proxy(url: str) -> None:
