@@ -100,13 +100,22 @@ _BY_STATUS: dict[int, type[HeadraceError]] = {
 
 _NO_ROUTE = b"/-/routes for available routes"
 """From the answer of Serve's proxies (HAProxy's template and Serve's own) to a path that no application has taken."""
+_NO_ROUTER = (500, "text/plain", b"Internal Server Error")
+"""What Serve's HAProxy says in place of its own 502, 503 and 504: no router, one that ended under the call, or one that
+did not answer in time. (Every error of headrace itself is JSON.)"""
 
 
 def error_of(response: Response) -> HeadraceError:
     """The exception that an error answer stands for, whichever of the three shapes it has (problem document, OpenAI's,
-    OIP's). Serve's own 404 is none of headrace's: the cluster is up and the router not yet, or not any more."""
+    OIP's). Serve's own 404 and HAProxy's 500 are none of headrace's: the cluster is up and the router not yet, or not
+    any more."""
     if response.status == 404 and response.body.startswith(b"Path '") and _NO_ROUTE in response.body:
         return errors.Unavailable("the cluster answers, but its router is not there yet", retry_after_s=2)
+    if (response.status, response.headers.get("content-type"), response.body) == _NO_ROUTER:
+        return errors.Unavailable(
+            "the cluster answers, but its router ended, or gave no answer in time: the call may have happened",
+            retry_after_s=2,
+        )
     try:
         data = json.loads(response.body)
     except ValueError:

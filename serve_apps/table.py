@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from cluster.config.models import ModelConfig, RouteConfig, Signature
+from cluster.errors import Unavailable
 
-__all__ = ["ApiKey", "HostEntry", "ModelEntry", "RoutingTable", "VersionEntry"]
+__all__ = ["ApiKey", "HostEntry", "ModelEntry", "RoutingTable", "VersionEntry", "no_table_yet"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +67,8 @@ class HostEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoutingTable:
-    """`revision` only grows; a router replaces its table by any newer one and asks for nothing else."""
+    """`revision` only grows; a router replaces its table by any newer one and asks for nothing else. It begins with an
+    empty one of revision 0, by which it can say of nothing that it does not exist: see `no_table_yet`."""
 
     revision: int = 0
     environment: str = "dev"
@@ -81,3 +83,10 @@ class RoutingTable:
     hosts: Mapping[str, HostEntry] = field(default_factory=dict)
     """Http hosts (`name[:port]`) whose breaker is not closed; for the run stores, routers call no hosts."""
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+def no_table_yet() -> Unavailable:
+    """What a router says that has not heard from the control plane."""
+    return Unavailable(
+        "this router has just started and knows no models and keys yet: try again in a moment", retry_after_s=1
+    )

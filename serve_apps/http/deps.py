@@ -15,7 +15,7 @@ from typing import Any
 from fastapi import Request
 
 from cluster.errors import Forbidden, Unauthorized
-from serve_apps.table import RoutingTable
+from serve_apps.table import RoutingTable, no_table_yet
 
 __all__ = ["ANONYMOUS", "CLUSTER", "Caller", "authenticate", "caller_of", "require", "require_role"]
 
@@ -38,8 +38,11 @@ def authenticate(table: RoutingTable, headers: Iterable[tuple[bytes, bytes]], *,
     """The caller that these raw ASGI headers (lower-case names) prove. `now`: seconds since the epoch.
 
     Raises Unauthorized without a key, with an unknown or with an expired one, and with two that differ: whoever sends
-    them cannot know by which name and with which rights the call is made.
+    them cannot know by which name and with which rights the call is made; Unavailable while no table has come, since
+    then no key is known.
     """
+    if not table.revision:
+        raise no_table_yet()
     if not table.auth_enabled:
         return ANONYMOUS
     key = b""

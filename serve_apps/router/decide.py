@@ -16,7 +16,7 @@ from serve_apps.router.adaptive import Candidate
 from serve_apps.router.breaker import admitted, usable
 from serve_apps.router.needs import lacking
 from serve_apps.router.rules import CompiledRoute, Subject, compile_route, question_of
-from serve_apps.table import ModelEntry, RoutingTable, VersionEntry
+from serve_apps.table import ModelEntry, RoutingTable, VersionEntry, no_table_yet
 
 __all__ = [
     "Call",
@@ -242,7 +242,10 @@ def decide(compiled: CompiledTable, call: Call, *, live: Live, roll: float) -> D
     raise Unavailable(f"routes lead to routes more than {_MAX_ROUTE_DEPTH} deep, last to '{name}'")
 
 
-def unknown_model(compiled: CompiledTable, name: str, rule: str = "") -> NotFound:
+def unknown_model(compiled: CompiledTable, name: str, rule: str = "") -> NotFound | Unavailable:
+    """Nobody has heard of it; a router that has heard of nothing yet cannot say so."""
+    if not compiled.table.revision:
+        return no_table_yet()
     known = compiled.names()
     listed = ", ".join(known[:20]) + (", …" if len(known) > 20 else "")
     via = f" (chosen by {rule})" if rule else ""

@@ -21,6 +21,7 @@ from cluster.errors import (
     Conflict,
     DeadlineExceeded,
     HeadraceError,
+    InternalError,
     InvalidInput,
     NotFound,
     Overloaded,
@@ -358,6 +359,14 @@ def test_a_router_that_is_not_there_yet_is_no_missing_run() -> None:
     early = error_of(Response(404, {"content-type": "text/plain"}, body))
     assert (type(early), early.retryable) == (Unavailable, True)
     assert isinstance(error_of(problem(NotFound("there is no run 'run-0-x'"))), NotFound)
+
+
+def test_a_router_that_ended_under_a_call_is_no_defect() -> None:
+    """HAProxy's own answer in its place asks to come again; a 500 of headrace does not."""
+    gone = error_of(Response(500, {"content-type": "text/plain", "content-length": "21"}, b"Internal Server Error"))
+    assert (type(gone), gone.retryable) == (Unavailable, True)
+    assert "may have happened" in gone.message
+    assert not error_of(problem(InternalError("a defect"))).retryable
 
 
 def test_an_answer_that_is_no_json_is_told() -> None:

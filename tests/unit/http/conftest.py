@@ -59,7 +59,7 @@ async def server() -> AsyncIterator[Server]:
         )
         for name, role in (("op", "operate"), ("caller", "invoke"), ("other", "invoke"))
     }
-    table = RoutingTable(keys=keys)
+    table = RoutingTable(revision=1, keys=keys)
     async with StoreFactory(bucket=bucket).running(executor) as store:
 
         async def call(shard: int, method: str, args: tuple[Any, ...], *, timeout_s: float) -> Any:

@@ -11,9 +11,11 @@ import httpx
 import pytest
 
 from cluster.clock import ManualClock
+from cluster.errors import Unavailable
 from serve_apps.http import admin, alerts, feedback, runs
 from serve_apps.http.app import build_app
 from serve_apps.http.gate import Gate
+from serve_apps.router.decide import unknown_model
 from serve_apps.router.service import Router
 from serve_apps.testing import FakeHosts, api_key, model_entry, table_of
 
@@ -97,3 +99,14 @@ async def test_an_odd_content_length_is_no_defect(client: httpx.AsyncClient) -> 
     headers: Any = {b"x-api-key": b"invoke-secret", b"content-length": "\u00b2".encode("latin-1")}
     answer = await client.post("/v2/models/nobody/infer", headers=headers, content=b"{}")
     assert "inputs" in answer.json()["error"]
+
+
+async def test_a_router_that_has_heard_nothing_yet_asks_to_come_again() -> None:
+    """It knows no key, so it cannot say of one that it is wrong; nor of a model that there is none."""
+    router = Router(hosts=FakeHosts({}), clock=ManualClock(), rng=random.Random(7))
+    gate = build_app(router, watch=False)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=gate), base_url="http://t") as client:
+        asked = await client.get("/v2/models/m", headers={"x-api-key": "invoke-secret"})
+        assert (asked.status_code, asked.headers["retry-after"]) == (503, "1")
+        assert (await client.get("/v2/health/ready")).status_code == 503
+    assert isinstance(unknown_model(router.compiled, "m"), Unavailable)

@@ -72,7 +72,7 @@ async def bench() -> AsyncIterator[Bench]:
             return await getattr(store, "list_runs" if method == "list" else method)(*args)
 
         app = FastAPI()
-        app.state.table = lambda: RoutingTable(auth_enabled=False)
+        app.state.table = lambda: RoutingTable(revision=1, auth_enabled=False)
         install_problem_handlers(app)
         blobs = StoredBlobs(open_bucket=lambda: bucket)
         gateway = ShardedRunsGateway(call=call, shards=1)
