@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ def upload_files(pairs: Sequence[str]) -> dict[str, Path | list[Path]]:
         if name.endswith("[]"):
             name = name[:-2]
             several.add(name)
-        paths = [Path(text).expanduser()]
+        paths = [_path(text)]
         if any(sign in text for sign in "*?[") and not paths[0].exists():
             paths = sorted(Path().glob(text)) if not text.startswith("/") else sorted(Path("/").glob(text[1:]))
             several.add(name)
@@ -144,9 +145,14 @@ def _numbers(text: str, shown: str, kind: str) -> Any:
         raise InvalidInput(f"{shown!r} is no {kind} value or JSON list of them: {error}") from None
 
 
+def _path(text: str) -> Path:
+    # Path's own method raises for a user whom nobody knows.
+    return Path(os.path.expanduser(text))
+
+
 def _read(path: str) -> bytes:
     try:
-        return Path(path).expanduser().read_bytes()
+        return _path(path).read_bytes()
     except FileNotFoundError:
         raise NotFound(f"there is no file {path}") from None
     except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import os
 import sys
 import time
 from dataclasses import replace
@@ -246,7 +247,7 @@ def deploy(
 
     state = shared(json=json)
     loaded = state.load(unset="secrets")
-    records = overrides_of(overrides or [], reason, getpass.getuser())
+    records = overrides_of(overrides or [], reason, _user())
     request, warnings = deploy_request(loaded, state.env, only=only or [], prune=prune, overrides=records)
     for warning in warnings:
         note(f"note: {warning}")
@@ -265,6 +266,13 @@ def deploy(
         if registered:
             say(f"workflows: {', '.join(str(item.get('name')) for item in registered)}")
     raise typer.Exit(1 if view["state"] == "failed" else 0)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user has a number only
+        return f"user {os.getuid()}"
 
 
 def refresh_local_secrets(state: Shared) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cluster.config.environment import process_environment
-from cluster.errors import HeadraceError
+from cluster.errors import HeadraceError, InternalError, InvalidInput, Unavailable
 from headrace.cli import (
     breakers,
     clusters,
@@ -27,6 +27,7 @@ from headrace.cli import (
 from headrace.cli.context import Json, begin, configure, shared
 from headrace.cli.help import Sections, readable
 from headrace.cli.output import fail, note, print_json, say
+from headrace.cli.streams import finish_output, open_closed
 from headrace.leaving import leave
 
 if TYPE_CHECKING:
@@ -110,7 +111,10 @@ def completion(
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point. Exit codes: 0 done, 1 it failed, 2 wrong usage or input, 130 interrupted."""
+    open_closed()
     code = run(arguments)
+    if not finish_output():
+        code = code or 1
     if code == INTERRUPTED and "ray" in sys.modules:
         leave(code)
     sys.exit(code)
@@ -138,9 +142,19 @@ def run(
     except Exception as error:
         if shared().env.get("HEADRACE_DEBUG"):
             raise
-        note(f"error: a defect in headrace ({type(error).__name__}: {error}); HEADRACE_DEBUG=1 shows where")
-        return 1
+        return fail(_told(error), as_json=shared().json)
     return 0
+
+
+def _told(error: Exception) -> HeadraceError:
+    """The error in a user's words: what the operating system refuses is no defect in headrace."""
+    if isinstance(error, FileNotFoundError) and error.filename is None:
+        return InvalidInput("the current folder is gone: go to one that is there")
+    if isinstance(error, OSError) and error.strerror:
+        if error.filename is None:
+            return Unavailable(error.strerror)
+        return InvalidInput(f"{error.filename}: {error.strerror}")
+    return InternalError(f"a defect in headrace ({type(error).__name__}: {error}); HEADRACE_DEBUG=1 shows where")
 
 
 def _code(code: Any) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -133,7 +134,8 @@ def exit_code(error: HeadraceError) -> int:
 def fail(error: HeadraceError, *, as_json: bool) -> int:
     """Say an error (on stderr; as JSON on stdout too when JSON was asked for) and return the exit code."""
     if as_json:
-        print_json({"error": error.to_dict()})
+        with contextlib.suppress(OSError):  # stdout itself may be what is wrong
+            print_json({"error": error.to_dict()})
     head, _, rest = error.message.partition("\n")
     if sys.stderr.isatty():
         from rich.markup import escape

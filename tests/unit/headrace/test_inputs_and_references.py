@@ -39,6 +39,14 @@ def test_run_input_forms(tmp_path: Path) -> None:
     assert named([f"text=@{file}"], "-i") == {"text": '{"a": [1]}'}
 
 
+def test_a_home_that_nobody_knows_is_a_missing_file() -> None:
+    """A wrong name behind `~` is told as the wrong path that it is."""
+    with pytest.raises(NotFound, match=r"~nobody-of-this-name/in\.json"):
+        run_input(["@~nobody-of-this-name/in.json"], read_stdin=no_stdin)
+    with pytest.raises(NotFound, match=r"~nobody-of-this-name/a\.png"):
+        upload_files(["photo=~nobody-of-this-name/a.png"])
+
+
 def test_files_by_name_and_pattern(tmp_path: Path) -> None:
     """One path is a file, several paths of a name, a pattern or name[] are a list in order."""
     for name in ("b.png", "a.png", "c.txt"):
