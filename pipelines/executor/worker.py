@@ -11,7 +11,7 @@ from cluster.config.models import SecretRef
 from cluster.config.secrets import Secrets
 from cluster.storage import open_bucket
 from pipelines.executor.bucket_blobs import BucketBlobs
-from pipelines.executor.interrupts import wake_sleepers_on_interrupt
+from pipelines.executor.interrupts import WorkerSignals
 from pipelines.executor.models import call_models
 from pipelines.executor.script_runner import ScriptRunner
 from pipelines.executor.settings import ExecutorSettings
@@ -23,6 +23,7 @@ from serve_apps.client import ModelClient
 __all__ = ["blobs_of", "infer_encoded", "run_encoded", "run_many_encoded", "runner_of"]
 
 _RUNNERS: list[tuple[ExecutorSettings, ScriptRunner]] = []
+_SIGNALS = WorkerSignals()
 
 
 def runner_of(settings: ExecutorSettings) -> ScriptRunner:
@@ -33,7 +34,7 @@ def runner_of(settings: ExecutorSettings) -> ScriptRunner:
     for known, runner in _RUNNERS:
         if known is settings or known == settings:
             return runner
-    wake_sleepers_on_interrupt()
+    _SIGNALS.install()
     # What a step logs is its own; Serve tells there about its client. It sets its level when it is imported.
     logging.getLogger("ray.serve").addFilter(lambda record: record.levelno >= logging.WARNING)
     runner = ScriptRunner(blobs=blobs_of(settings), limits=settings.limits, client_factory=settings.client_factory)
@@ -43,7 +44,7 @@ def runner_of(settings: ExecutorSettings) -> ScriptRunner:
 
 def run_encoded(settings: ExecutorSettings, attempt: bytes) -> bytes:
     """What the Ray task does: one attempt in, its outcome out."""
-    return encode_outcome(runner_of(settings).run(*decode_attempt(attempt)))
+    return _run(runner_of(settings), attempt)
 
 
 def run_many_encoded(
@@ -58,7 +59,7 @@ def run_many_encoded(
     with runner.blobs.logs_together():
         return run_together(
             attempts,
-            lambda attempt: encode_outcome(runner.run(*decode_attempt(attempt))),
+            lambda attempt: _run(runner, attempt),
             hold_s=settings.sharing.hold_s,
             tell=tell,
             forget=forget,
@@ -67,16 +68,23 @@ def run_many_encoded(
 
 def infer_encoded(settings: ExecutorSettings, attempts: Sequence[bytes]) -> list[bytes]:
     """What the task that carries files to a model does: attempts in, their outcomes out."""
-    outcomes = asyncio.run(
-        call_models(
-            [decode_attempt(data)[0] for data in attempts],
-            client=ModelClient(),
-            blobs=runner_of(settings).blobs,
-            threshold=settings.limits.blob_threshold,
-            limit=settings.limits.max_output,
+    blobs = runner_of(settings).blobs
+    with _SIGNALS.heeded():
+        outcomes = asyncio.run(
+            call_models(
+                [decode_attempt(data)[0] for data in attempts],
+                client=ModelClient(),
+                blobs=blobs,
+                threshold=settings.limits.blob_threshold,
+                limit=settings.limits.max_output,
+            )
         )
-    )
     return [encode_outcome(outcome) for outcome in outcomes]
+
+
+def _run(runner: ScriptRunner, attempt: bytes) -> bytes:
+    with _SIGNALS.heeded():
+        return encode_outcome(runner.run(*decode_attempt(attempt)))
 
 
 def blobs_of(settings: ExecutorSettings) -> BucketBlobs:
