@@ -134,6 +134,10 @@ def _start_head(
         # Ray ends idle workers beyond one per CPU after a second. Steps come in bursts and ask for small shares of a
         # CPU, so that the next burst would wait for new processes, each of which costs a second of CPU to start.
         "RAY_idle_worker_killing_time_threshold_ms": "120000",
+        # Idle workers whose driver has ended go at Ray's next look at them, whatever that says. Steps' workers count as
+        # such: the driver that made the run store was `headrace up`. At its default of five looks a second no worker
+        # was used twice, so that every step waited for a new process.
+        "RAY_kill_idle_workers_interval_ms": "120000",
         # The workers of a dead owner's steps are asked to end, which a script may take for its own exit. They hold
         # their CPUs until they are killed: the next run store would have to wait five seconds for them.
         "RAY_kill_worker_timeout_milliseconds": "1000",

@@ -13,24 +13,26 @@ from typing import Any
 
 import pytest
 
+from tests.environment import until
+
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 BIN = Path(sys.executable).parent
 WORKFLOW = """
 workflow:
   name: greet
-  inputs: {name: string, fail: {type: boolean, default: false}}
+  inputs: {name: string, fail: {type: boolean, default: false}, process: {type: boolean, default: false}}
   steps:
     - id: hello
       type: python_script
       input: "{{input}}"
 """
-SCRIPT = """
+SCRIPT = """import os
 def main(input):
     print("greeting", input["name"])
     if input["fail"]:
         raise ValueError("asked to fail")
-    return f"hello {input['name']}"
+    return os.getpid() if input["process"] else f"hello {input['name']}"
 """
 IN_CLUSTER = """
 import json
@@ -107,6 +109,13 @@ def test_run_finds_the_cluster_and_its_key(project: Project) -> None:
     assert state == 0o600
 
 
+def test_a_worker_runs_one_step_after_another(project: Project) -> None:
+    """The driver that made the run store has ended with `up`; the workers of its steps are used again all the same."""
+    run = ("run", "greet", "-i", "name=ada", "-i", "process=true", "--json")
+    processes = [result(project.headrace(*run))["output"]["hello"] for _ in range(3)]
+    assert len(set(processes)) < 3
+
+
 def test_up_again_changes_nothing(project: Project) -> None:
     """`up` on a running environment keeps its cluster, its key and its router, which would be drained for long."""
 
@@ -114,7 +123,7 @@ def test_up_again_changes_nothing(project: Project) -> None:
         return [router["id"] for router in result(project.headrace("status", "--json"))["control"]["routers"]]
 
     credentials = project.folder / ".headrace" / "dev" / "credentials.json"
-    before = credentials.read_text(), routers()
+    before = credentials.read_text(), until(routers, "a report of the router")
     assert result(project.headrace("up", "--json"))["dashboard"] == project.dashboard
     assert (credentials.read_text(), routers()) == before
 
