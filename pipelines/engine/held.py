@@ -78,4 +78,5 @@ class Held:
         """Something of the run began."""
         if run.state is RunState.PENDING:
             run.state = move(RUN_TABLE, run.state, "StepStarted", f"run {run.id}")
+        if not run.started_at:  # (one that was cancelled before its first step is RUNNING since its resume)
             run.started_at = at

@@ -52,6 +52,18 @@ def test_a_cancelled_run_may_be_resumed(h: Harness) -> None:
     assert h.find("b").input == 1
 
 
+def test_a_run_cancelled_before_its_first_step_starts_with_its_resume(h: Harness) -> None:
+    """It has a start like any other: without one nobody could say how long it took."""
+    h.register({"id": "a", "delay": 60})
+    run = h.submit()
+    h.cancel(run)
+    h.take(h.engine.resume(run, now=h.now))
+    h.advance(60)
+    h.succeed("a")
+    view = h.engine.view(run)
+    assert (view["state"], view["started_at"]) == ("SUCCESS", h.now)
+
+
 def test_only_failed_or_cancelled_runs_are_resumed(h: Harness) -> None:
     """A running or successful run is left alone."""
     h.register({"id": "a"})
