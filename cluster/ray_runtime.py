@@ -138,8 +138,9 @@ def _start_head(
         # such: the driver that made the run store was `headrace up`. At its default of five looks a second no worker
         # was used twice, so that every step waited for a new process.
         "RAY_kill_idle_workers_interval_ms": "120000",
-        # The workers of a dead owner's steps are asked to end, which a script may take for its own exit. They hold
-        # their CPUs until they are killed: the next run store would have to wait five seconds for them.
+        # The workers of a dead owner's steps are asked to end, and leave by themselves within a second (see
+        # pipelines/executor/interrupts.py). Those that cannot (native code that holds Python's lock, a script with a
+        # handler of its own) hold their CPUs until Ray kills them: the next run store would wait five seconds.
         "RAY_kill_worker_timeout_milliseconds": "1000",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DEDUP_LOGS": "0",
