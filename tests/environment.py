@@ -6,6 +6,7 @@ The test process itself never connects to Ray, so that it can start several, one
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.config.models import StorageConfig
-from cluster.errors import HeadraceError, Unavailable
+from cluster.errors import DeadlineExceeded, HeadraceError, Unavailable
 from cluster.ports import free_ports
 from cluster.processes import marked
 from cluster.ray_runtime import find_local, stop_local
@@ -121,9 +122,12 @@ class Environment:
 
     def kill(self, title: str) -> float:
         """kill -9 of the one process with this title; the time at which it was done."""
-        (pid,) = until(lambda: self.pids(title), f"a process {title}")
-        os.kill(pid, signal.SIGKILL)
-        return time.time()
+        # (Of one that is being replaced there may be two for a moment, or one that ends by itself.)
+        while True:
+            (pid,) = until(lambda: pids if len(pids := self.pids(title)) == 1 else None, f"one process {title}")
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+                return time.time()
 
     def submit(self, workflow: str, input: Any = None, *, patience_s: float = 60) -> str:
         """Starts a run the way a careful caller does: with a key, repeating until it is acknowledged."""
@@ -139,7 +143,7 @@ class Environment:
                 return run.id
             except (HeadraceError, RuntimeError) as error:
                 # A closed client raises RuntimeError: the environment was replaced, and has another one by now.
-                if (isinstance(error, HeadraceError) and not error.retryable) or time.monotonic() > give_up:
+                if not _passes(error) or time.monotonic() > give_up:
                     raise
                 time.sleep(0.1)
 
@@ -171,6 +175,14 @@ class Environment:
         )
         assert report.ok, "\n".join(report.lines())
         return report
+
+
+def _passes(error: HeadraceError | RuntimeError) -> bool:
+    """Whether the same submit, under the same key, is to be sent again: also when no answer came in time, or the one
+    before is still being recorded (a conflict that says when to come again)."""
+    if not isinstance(error, HeadraceError):
+        return True
+    return error.retryable or isinstance(error, DeadlineExceeded) or error.retry_after_s is not None
 
 
 def until(check: Callable[[], Any], what: str, timeout_s: float = 150) -> Any:

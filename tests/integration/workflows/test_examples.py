@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from headrace.results import Run
+from headrace.results import Event, Run
 from tests.environment import REPOSITORY, Environment, until
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
@@ -147,18 +147,22 @@ def test_the_lock_example_gives_growing_fences(environment: Environment) -> None
 def test_the_breaker_example_parks_its_calls_and_goes_on(environment: Environment) -> None:
     """Three failures open the breaker; the other calls are parked, spend no retry, and come through when it is well."""
     script = EXAMPLES / "breaker" / "shaky_service.py"
-    with subprocess.Popen([sys.executable, str(script), "0"], stdout=subprocess.PIPE, text=True) as service:
-        try:
-            assert service.stdout is not None
-            url = service.stdout.readline().strip()
-            ended = run(environment, "breaker", {"url": url})
-        finally:
-            service.kill()
-    assert ended.steps["count"].output == "6 of 6 calls came through"
-    told = list(environment.client.events(ended.id))
-    parked = [event for event in told if event.event == "step.parked"]
+    parked: list[Event] = []
+    # (A machine that stands still while it is open may come too late to park anything: then again.)
+    for _ in range(4):
+        with subprocess.Popen([sys.executable, str(script), "0"], stdout=subprocess.PIPE, text=True) as service:
+            try:
+                assert service.stdout is not None
+                url = service.stdout.readline().strip()
+                ended = run(environment, "breaker", {"url": url})
+            finally:
+                service.kill()
+        assert ended.steps["count"].output == "6 of 6 calls came through"
+        told = list(environment.client.events(ended.id))
+        assert all(event.data["spent"] != "busy" for event in told if event.event == "step.retrying")
+        if parked := [event for event in told if event.event == "step.parked"]:
+            break
     assert {event.data["key"] for event in parked} == {f"host:{url.split('/')[2]}"}
-    assert all(event.data["spent"] != "busy" for event in told if event.event == "step.retrying")
 
 
 def test_the_fix_and_resume_example_repeats_nothing(environment: Environment) -> None:
