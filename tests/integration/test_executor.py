@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import signal
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -215,6 +217,17 @@ async def test_cancelling_ends_the_work(executor: RayExecutor, tmp_path: Path, s
     if step_id == "stubborn":
         pid = mark.read_text()
         await until(lambda: not Path(f"/proc/{pid}").exists())
+
+
+async def test_a_worker_that_is_asked_to_end_tells_no_result(executor: RayExecutor, tmp_path: Path) -> None:
+    """As Ray asks those of a dead owner: it ends by itself, whatever its script does about it."""
+    mark = tmp_path / "mark"
+    task = asyncio.create_task(executor.run(attempt("stubborn", str(mark))))
+    await until(lambda: mark.exists() and mark.read_text() != "")
+    os.kill(int(mark.read_text()), signal.SIGTERM)
+    outcome = await task
+    assert outcome.error is not None
+    assert outcome.error["code"] == "worker_died"
 
 
 async def test_images_and_resources_are_checked_before_anything_starts(executor: RayExecutor) -> None:
