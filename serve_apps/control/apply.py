@@ -157,6 +157,10 @@ def _removed(state: ControlState, event: e.VersionRemoved) -> None:
         _drain(state, version, event.at)
     model.weights.pop(event.version, None)
     model.mirror.pop(event.version, None)
+    if model.planned is not None:
+        weights = {v: w for v, w in model.planned["weights"].items() if v != event.version}
+        # Traffic that was to go to this version alone stays where it is.
+        model.planned = {**model.planned, "weights": weights} if any(w > 0 for w in weights.values()) else None
     _forget_breakers(state, f"model:{event.model}:{event.version}")
 
 

@@ -57,6 +57,22 @@ async def test_plan_changes_nothing(world: World, plane: ControlPlane) -> None:
     assert len(world.journal.records) == before
 
 
+async def test_traffic_stays_where_it_is_when_its_goal_is_retired(world: World, plane: ControlPlane) -> None:
+    """A version that was to get all traffic as soon as it is ready, and is retired before, takes none along."""
+    await plane.call("deploy", {"config": config(ONE)})
+    await settle(plane)
+    world.deployer.auto = False
+    wanted = {"echo": {"versions": {"1.0.0": version(), "1.1.0": version(seed=1)}, "traffic": {"1.1.0": 100}}}
+    await plane.call("deploy", {"config": config(wanted)})
+    await plane.call("retire", {"model": "echo", "version": "1.1.0"})
+    await settle(plane)
+    assert plane.table().models["echo"].weights == {"1.0.0": 100.0}
+    second = world.owner()
+    await settle(second)
+    assert second.table().models["echo"].weights == {"1.0.0": 100.0}, "a restart knows it, too"
+    await second.close()
+
+
 async def test_a_changed_version_serves_until_its_successor_is_ready(world: World, plane: ControlPlane) -> None:
     """A redeploy starts a second application; the first one serves, and is deleted only after the second is ready."""
     await plane.call("deploy", {"config": config(ONE)})
