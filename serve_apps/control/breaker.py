@@ -122,6 +122,8 @@ class Breaker:
         if self.snapshot.state is BreakerState.HALF_OPEN:
             return self._probe(seen, now)
         self.streak = seen.trailing_failures + (self.streak if seen.errors >= seen.requests else 0)
+        if self.window and now < self.window[-1][0]:  # the clock was put back: nothing says how old these are
+            self.window.clear()
         self.window.append((now, seen.requests, seen.errors))
         while self.window and self.window[0][0] < now - self.config.interval_s:
             self.window.popleft()
@@ -133,8 +135,13 @@ class Breaker:
         if not self.config.enabled:
             return self.reset(why="breakers are switched off", now=now)
         until = self.snapshot.open_until
-        if self.snapshot.state is BreakerState.OPEN and until is not None and now >= until:
+        if self.snapshot.state is not BreakerState.OPEN or until is None:
+            return None
+        if now >= until:
             return self._move(BreakerEvent.TIMER, "the ejection time is over", now)
+        if now < self.snapshot.changed_at:
+            # By as much as it was put back, the ejection would last longer. Probes find out whether it is over.
+            return self._move(BreakerEvent.TIMER, "the clock was put back during the ejection", now)
         return None
 
     def reset(self, *, why: str, now: float) -> BreakerMove | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from cluster.config.models import VersionConfig
 from cluster.errors import Conflict
 from cluster.signature import breaking
 from serve_apps.control.breaker import BreakerState
@@ -26,12 +27,17 @@ class MoveChecks:
 
     async def require(self, name: str, *, frm: str | None, to: str, timeout_s: float = GOLDEN_S) -> None:
         """Raises `Conflict` with every reason why `to` should not get the callers of `frm`."""
-        ejected = self.ejected(name, to)
-        problems = [ejected] if ejected else await self.problems(name, frm=frm, to=to, timeout_s=timeout_s)
+        self.require_admitted(name, to)
+        problems = await self.problems(name, frm=frm, to=to, timeout_s=timeout_s)
         if problems:
             raise Conflict(
                 f"traffic may not move to {name} {to}: {'; '.join(problems)}", details={"problems": problems}
             )
+
+    def require_admitted(self, name: str, version: str) -> None:
+        """Raises `Conflict` for an ejected version. For the moment of the move itself: checks take time."""
+        if (ejected := self.ejected(name, version)) is not None:
+            raise Conflict(f"traffic may not move to {name} {version}: {ejected}", details={"problems": [ejected]})
 
     def ejected(self, name: str, version: str) -> str | None:
         """That the circuit breaker lets nothing through to the version now; None when it does."""
@@ -42,23 +48,30 @@ class MoveChecks:
         return f"its circuit breaker is open for {left:.0f} s more, so no request would reach it"
 
     async def problems(self, name: str, *, to: str, timeout_s: float, frm: str | None = None) -> list[str]:
-        """The reasons; [] when it may. Callers of a version rely on that version's signature."""
-        model = self._core.model(name)
-        config = model_config(model)
-        known = model.versions.get(to)
-        if known is None or known.serving is None:
-            return [f"{to} is not ready"]
-        reasons = []
-        if frm is not None and frm in config.versions:
-            reasons = breaking(config.signature_of(frm), config.signature_of(to))
-        golden = config.versions[to].golden
-        if golden:
-            limit = min(timeout_s, config.versions[to].timeout_s)
-            try:
-                async with asyncio.timeout(timeout_s):
-                    reasons += await run_golden(
-                        self._core.deployer, known.serving.app, golden, now=self._core.now(), timeout_s=limit
-                    )
-            except TimeoutError:
-                reasons.append(f"its golden requests were not answered within {timeout_s:g} s")
-        return reasons
+        """The reasons; [] when it may. Callers of a version rely on that version's signature. What was said about an
+        instance that was replaced meanwhile says nothing about the new one, so that is asked then."""
+        reasons: list[str] = []
+        try:
+            async with asyncio.timeout(timeout_s):
+                while (app := self._app(name, to)) is not None:
+                    config = model_config(self._core.model(name))
+                    reasons = []
+                    if frm is not None and frm in config.versions:
+                        reasons = breaking(config.signature_of(frm), config.signature_of(to))
+                    reasons += await self._golden(config.versions[to], app, timeout_s)
+                    if app == self._app(name, to):
+                        return reasons
+        except TimeoutError:
+            return [*reasons, f"its golden requests were not answered within {timeout_s:g} s"]
+        return [f"{to} is not ready"]
+
+    def _app(self, name: str, version: str) -> str | None:
+        """What serves the version now. Raises `NotFound` for a model that is not, or no more, there."""
+        known = self._core.model(name).versions.get(version)
+        return known.serving.app if known is not None and known.serving is not None else None
+
+    async def _golden(self, config: VersionConfig, app: str, timeout_s: float) -> list[str]:
+        if not config.golden:
+            return []
+        limit = min(timeout_s, config.timeout_s)
+        return await run_golden(self._core.deployer, app, config.golden, now=self._core.now(), timeout_s=limit)

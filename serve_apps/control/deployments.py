@@ -316,13 +316,15 @@ class Deployments:
         given = {version: payload.number_in("weights", version) for version in payload.mapping("weights")}
         model = self._check_weights(name, given)
         heaviest = max(model.weights, key=lambda version: model.weights[version], default=None)
-        if not payload.flag("force"):
-            for version, weight in given.items():
-                if weight > 0 and model.weights.get(version, 0) <= 0:
-                    await self._checks.require(name, frm=heaviest, to=version)
+        new = [version for version, weight in given.items() if weight > 0 and model.weights.get(version, 0) <= 0]
+        checked = [] if payload.flag("force") else new
+        for version in checked:
+            await self._checks.require(name, frm=heaviest, to=version)
         core = self._core
         async with core.lock:
             model = self._check_weights(name, given)
+            for version in checked:
+                self._checks.require_admitted(name, version)
             weights = {**dict.fromkeys(model.versions, 0.0), **given}
             await core.write(e.WeightsSet(at=core.now(), model=name, weights=weights, reason="set by hand"))
             return {"model": name, "weights": weights}

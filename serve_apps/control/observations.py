@@ -33,6 +33,8 @@ class _Recent:
     def _forget_older(self, now: float) -> None:
         while self.parts and self.parts[0][0] < now - RECENT_S:
             self.parts.popleft()
+        while self.parts and self.parts[-1][0] > now:  # the clock was put back: nothing says how old these are
+            self.parts.pop()
 
     def total(self, now: float) -> Counts:
         self._forget_older(now)

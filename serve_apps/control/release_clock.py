@@ -137,12 +137,15 @@ class ReleaseClock:
 
     async def _move(self, due: _Due, decision: Decision, figures: dict[str, Any]) -> None:
         """Unless somebody was faster, an operator or a guard rail: the release has to be where it was."""
-        figures = {**decision.figures, **figures, "reason": decision.reason}
         async with self._core.lock:
             current = self._core.state.release_of(due.release.model)
             if current is None or current.id != due.release.id or current.step != due.step:
                 return
             if current.state is ReleaseState.PAUSED and decision.action != "roll_back":
                 return
+            latest = self._moves.decide(current)
+            if latest.reason in AT_ONCE:  # seen while its next step was checked
+                decision = latest
+            figures = {**decision.figures, **figures, "reason": decision.reason}
             await self._moves.move(current, decision.action, decision.why, figures, by="")
         await self._moves.record_promotions()

@@ -191,6 +191,8 @@ class Releases:
                 raise Conflict(f"the release {checked.id} of {release.model} has ended; {release.id} runs now")
             if release.state not in allowed:
                 raise Conflict(f"the release of {release.model} is {release.state.value}")
+            if move == "promote" and not payload.flag("force"):
+                self._checks.require_admitted(release.model, release.candidate)
             why = payload.optional_text("reason") or "by hand"
             await self._moves.move(release, move, why, {}, by=payload.by or "operator")
             view = self._view(release)

@@ -71,6 +71,19 @@ def test_the_rows_of_one_report_are_judged_together() -> None:
     assert fresh.passed == 2
 
 
+def test_a_clock_that_is_put_back_prolongs_nothing() -> None:
+    """An ejection goes on to its probes, and failures of before the step do not stay in the window."""
+    breaker = Breaker(CONFIG)
+    take(breaker, breaker.observe(seen(5, 5), now=10_000), 5)
+    assert breaker.tick(now=10_001) is None
+    move = take(breaker, breaker.tick(now=500), 6)
+    assert (breaker.snapshot.state, move.why) == ("half_open", "the clock was put back during the ejection")
+    other = Breaker(CONFIG)
+    assert other.observe(seen(10, 8, trailing=0), now=10_000) is None
+    assert other.observe(seen(15, 3, trailing=0), now=500) is None
+    assert len(other.window) == 1
+
+
 def test_a_failure_rate_opens_it_within_its_interval() -> None:
     """Half of twenty requests within the interval open it; old ones are forgotten."""
     breaker = Breaker(CONFIG)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cluster.errors import Conflict, InvalidInput, StorageUnavailable
+from cluster.errors import Conflict, HeadraceError, InvalidInput, StorageUnavailable
 from cluster.promotions import read_promotions
 from cluster.storage.testing import MemoryBucket
 from serve_apps.control.observations import RECENT_S, Observations
@@ -111,6 +111,54 @@ async def test_a_guard_rail_does_not_wait_for_its_own_releases_check(world: Worl
     assert plane.table().models["slow"].weights == {"1.0.0": 100.0, "1.1.0": 0.0}
 
 
+async def test_what_came_in_during_a_check_counts_when_it_ends(world: World, plane: ControlPlane) -> None:
+    """A step that was decided before the candidate began to fail is not taken, although no beat has looked since."""
+    await begin(plane, "slow")
+    deployer = world.deployer
+    assert isinstance(deployer, Hanging)
+    deployer.hang.add("slow-1.1.0")
+    await say(plane, "slow", 1)
+    await plane.beat()
+    await say(plane, "slow", 2, errors=100)
+    deployer.go.set()
+    for _ in range(50):
+        await asyncio.sleep(0)
+    seen = await plane.call("release_status", {"model": "slow"})
+    assert (seen["state"], seen["step"]) == ("rolled_back", 0)
+    assert seen["history"][-1]["figures"]["reason"] == "guard"
+
+
+@pytest.mark.parametrize("then", ["redeployed", "dropped", "ejected"])
+async def test_what_happens_to_a_version_during_its_check_counts(world: World, plane: ControlPlane, then: str) -> None:
+    """A check of an instance that was replaced is made anew, and a version that was dropped or ejected gets nothing."""
+    models = {"m": {**model(), "breaker": {}}}
+    await plane.call("deploy", {"config": config(models)})
+    await settle(plane)
+    deployer = world.deployer
+    assert isinstance(deployer, Hanging)
+    deployer.hang.add("m-1.1.0")
+    move = asyncio.create_task(plane.call("traffic", {"model": "m", "weights": {"1.1.0": 100}}))
+    await asyncio.sleep(0)
+    if then == "redeployed":
+        bad = [{"inputs": {"text": "hi"}, "expect": {"text": "ho"}}]
+        models["m"]["versions"]["1.1.0"] = version(seed=2, golden=bad)
+        await plane.call("deploy", {"config": config(models)})
+        await settle(plane)
+    elif then == "dropped":
+        await plane.call("retire", {"model": "m", "version": "1.1.0"})
+    else:
+        await plane.call("traffic", {"model": "m", "weights": {"1.0.0": 99, "1.1.0": 1}, "force": True})
+        now = plane.table().revision
+        failing = VersionStats(model="m", version="1.1.0", revision=now, requests=9, errors=9, trailing_failures=9)
+        await plane.report("r", RouterReport(seq=1, versions=[failing]).to_wire())
+        await plane.call("traffic", {"model": "m", "weights": {"1.0.0": 100}})
+    deployer.go.set()
+    said = {"redeployed": "golden|is 'hi'", "dropped": "is not ready|no version", "ejected": "breaker"}[then]
+    with pytest.raises(HeadraceError, match=said):
+        await move
+    assert plane.table().models["m"].weights["1.0.0"] == 100
+
+
 async def test_an_open_breaker_does_not_wait_for_a_check(world: World, plane: ControlPlane) -> None:
     """A candidate whose breaker opens while its next step is checked is rolled back at once, in a pause, too."""
     names = ("slow", "paused")
@@ -184,6 +232,7 @@ def test_figures_are_kept_for_their_time_only() -> None:
     (window,) = seen._recent.values()
     assert len(window.parts) == RECENT_S + 1
     assert seen.recent("m", "1.0.0", 999.0).requests == RECENT_S + 1
+    assert seen.recent("m", "1.0.0", 500.0).requests == 0, "the clock was put back: nothing says how old they are"
 
 
 @pytest.mark.parametrize("number", [math.inf, -math.inf, math.nan, 10**400])
