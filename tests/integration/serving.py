@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,18 @@ async def answering(client: AsyncClient) -> None:
             return False
 
     await until(answers, seconds=180)
+
+
+async def heard(status: Callable[[], Awaitable[Mapping[str, Any]]]) -> None:
+    """Wait until every router works with the table of now: by that one it decides what begins later. `status`: the
+    control plane's operation of this name."""
+    revision = (await status())["revision"]
+
+    async def all_have_it() -> bool:
+        routers = (await status())["routers"]
+        return bool(routers) and all(router["revision"] >= revision for router in routers)
+
+    await until(all_have_it)
 
 
 async def deployed(client: AsyncClient, wired: Mapping[str, Any], *, seconds: float = 240.0) -> dict[str, Any]:

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from cluster.errors import HeadraceError
+from cluster.errors import HeadraceError, NotFound
 from cluster.ray_runtime import LocalCluster
 from headrace import AsyncClient
-from tests.integration.serving import serving, until, wire
+from tests.integration.serving import heard, serving, until, wire
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
@@ -40,7 +40,8 @@ NETWORKS: dict[str, Any] = {
     LITE0: {**_LITE, "config": {"variant": 0}},
     LITE2: {**_LITE, "config": {"variant": 2}},
 }
-ANALYSIS = {"error_rate": 0.1, "latency_p95": 3.0, "min_samples": 20}
+# By times, the images decide: the machine may be busy with other things, too.
+ANALYSIS = {"error_rate": 0.1, "latency_p95": 50.0, "min_samples": 20}
 RELEASE = {
     "steps": [30, 60],
     "step_duration": 1,
@@ -132,7 +133,15 @@ class Load:
             version, request = str(answer.chosen.version), str(answer.chosen.request_id)
             self.answers.append((time.monotonic(), version))
             if self._score is not None:
-                await self._client.feedback(request, self._score(version))
+                score = self._score(version)
+                await until(lambda request=request, score=score: self._scored(request, score))
+
+    async def _scored(self, request: str, score: float) -> bool:
+        """False as long as no router has told of this answer."""
+        try:
+            return bool(await self._client.feedback(request, score))
+        except NotFound:
+            return False
 
     async def more(self, count: int) -> list[str]:
         """The versions of the next `count` answers, those under way now left out."""
@@ -231,6 +240,7 @@ async def test_worse_feedback_rolls_back(client: AsyncClient) -> None:
 async def test_hardly_any_traffic_holds_and_says_why(client: AsyncClient) -> None:
     """With a handful of answers nothing is concluded: the release stays, and names what it lacks."""
     await client.start_release(MODEL, INT8, steps=[50], step_duration=0)
+    await heard(client.status)
     for number in range(4):
         await client.infer(MODEL, {"text": f"one a minute: {number}"})
 
@@ -256,6 +266,12 @@ async def test_a_good_candidate_is_promoted_though_the_control_plane_is_killed(c
     async with Load(client) as load:
         await load.more(20)
         started = await client.start_release(MODEL, INT8)
+
+        async def split() -> bool:
+            told = await client.explain(MODEL, inputs={"text": "whose?"})
+            return {version for version, weight in told["weights"].items() if weight > 0} == {STABLE, INT8}
+
+        await until(split)  # the router has heard of it
         pid = await ray.get_actor(CONTROL_PLANE, NAMESPACE).pid.remote()
         os.kill(pid, signal.SIGKILL)
         assert set(await load.more(30)) == {STABLE, INT8}, "the split stays while nobody is there to change it"
