@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from cluster.clock import Clock, IdSource
-from cluster.errors import Fenced, NotFound, StorageError, Unavailable
+from cluster.errors import Fenced, NotFound, StorageError
 from serve_apps.control.apply import apply
 from serve_apps.control.events import decode_event, encode_event
 from serve_apps.control.ports import Deployer, Journal
@@ -128,8 +128,3 @@ class Core:
             there = f"there are: {known}" if known else "none is deployed"
             raise NotFound(f"no model {name!r} ({there})", details={"model": name})
         return model
-
-    def need_settings(self) -> dict[str, Any]:
-        if self.state.settings is None:
-            raise Unavailable("the control plane has no configuration yet: run `headrace up` or `headrace deploy`")
-        return self.state.settings

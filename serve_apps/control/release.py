@@ -111,10 +111,6 @@ class Release(BaseModel):
         """The candidate's share of the two versions' traffic in this step."""
         return self.plan.steps[min(self.step, len(self.plan.steps) - 1)]
 
-    @property
-    def last_step(self) -> bool:
-        return self.step >= len(self.plan.steps) - 1
-
     def weights(self) -> dict[str, float]:
         """The two versions' weights in this step."""
         return {self.stable: 100.0 - self.percent, self.candidate: self.percent}

@@ -74,14 +74,20 @@ async def state(plane: ControlPlane, name: str) -> tuple[str, int]:
     return seen["state"], seen["step"]
 
 
-async def test_a_check_that_takes_long_holds_up_no_other_release(world: World, plane: ControlPlane) -> None:
-    """While one candidate's golden requests hang, another's release advances, and its guard rail acts."""
-    await begin(plane, "slow", "other")
+async def hang_its_check(world: World, plane: ControlPlane) -> Hanging:
+    """The candidate of `slow` has done well, and the check before its next step hangs until `go` is set."""
     deployer = world.deployer
     assert isinstance(deployer, Hanging)
     deployer.hang.add("slow-1.1.0")
     await say(plane, "slow", 1)
     await plane.beat()
+    return deployer
+
+
+async def test_a_check_that_takes_long_holds_up_no_other_release(world: World, plane: ControlPlane) -> None:
+    """While one candidate's golden requests hang, another's release advances, and its guard rail acts."""
+    await begin(plane, "slow", "other")
+    deployer = await hang_its_check(world, plane)
     assert await state(plane, "slow") == ("running", 0), "its check is under way"
     await say(plane, "other", 2)
     await plane.beat()
@@ -97,11 +103,7 @@ async def test_a_check_that_takes_long_holds_up_no_other_release(world: World, p
 async def test_a_guard_rail_does_not_wait_for_its_own_releases_check(world: World, plane: ControlPlane) -> None:
     """A candidate that fails while its next step is checked is rolled back at once; the check then moves nothing."""
     await begin(plane, "slow")
-    deployer = world.deployer
-    assert isinstance(deployer, Hanging)
-    deployer.hang.add("slow-1.1.0")
-    await say(plane, "slow", 1)
-    await plane.beat()
+    deployer = await hang_its_check(world, plane)
     await say(plane, "slow", 2, errors=100)
     await plane.beat()
     assert await state(plane, "slow") == ("rolled_back", 0)
@@ -114,11 +116,7 @@ async def test_a_guard_rail_does_not_wait_for_its_own_releases_check(world: Worl
 async def test_what_came_in_during_a_check_counts_when_it_ends(world: World, plane: ControlPlane) -> None:
     """A step that was decided before the candidate began to fail is not taken, although no beat has looked since."""
     await begin(plane, "slow")
-    deployer = world.deployer
-    assert isinstance(deployer, Hanging)
-    deployer.hang.add("slow-1.1.0")
-    await say(plane, "slow", 1)
-    await plane.beat()
+    deployer = await hang_its_check(world, plane)
     await say(plane, "slow", 2, errors=100)
     deployer.go.set()
     for _ in range(50):
